@@ -1,0 +1,65 @@
+"""Every error the program raises on purpose.
+
+KeystoneError
+├── UsageError             the user changes something (config, flags, files) and tries again; exit 2
+├── LedgerError            the sums do not balance: a defect; the run is worth nothing
+├── LogError
+│   ├── LogFull            the log is full and its readers lag: wait, or give it more room
+│   ├── LogInUse           another run writes here: choose another directory
+│   ├── LogClosed          the reader or writer was closed
+│   ├── OffsetOutOfRange   retention overtook the reader, or the offset was never written
+│   └── LogCorrupt         a record that had been complete no longer matches its checksum
+└── SinkError
+    ├── SinkBusy           the same batch again, later
+    └── SinkRefused        never as it is: to the dead letters
+
+Errors are named by what the caller does next. Bad *events* raise nothing: they become dead letters.
+"""
+
+
+class KeystoneError(Exception):
+    """The root."""
+
+
+class UsageError(KeystoneError):
+    """One line that says what to change."""
+
+
+class LedgerError(KeystoneError):
+    """The sums of the ledger do not balance."""
+
+
+class LogError(KeystoneError):
+    """The log cannot do what was asked."""
+
+
+class LogFull(LogError):
+    """No room, and nothing may be dropped yet."""
+
+
+class LogInUse(LogError):
+    """Another writer holds the partition or directory."""
+
+
+class LogClosed(LogError):
+    """Used after close."""
+
+
+class OffsetOutOfRange(LogError):
+    """The offset is not, or no longer, in the log."""
+
+
+class LogCorrupt(LogError):
+    """A complete record does not match its checksum."""
+
+
+class SinkError(KeystoneError):
+    """A sink did not take a batch."""
+
+
+class SinkBusy(SinkError):
+    """Try the same batch again later."""
+
+
+class SinkRefused(SinkError):
+    """Will never be taken as it is."""

@@ -1,0 +1,7 @@
+"""Compiled kernels and their cache. ``kernel`` is the one decorator every compiled function wears."""
+
+from __future__ import annotations
+
+from keystone.kernels.compiler import inline, kernel
+
+__all__ = ["inline", "kernel"]

@@ -1,0 +1,33 @@
+"""Compile with numba, and keep the machine code in a cache directory of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+
+
+def _cache_dir() -> Path:
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "keystone" / digest.hexdigest()[:16]
+
+
+numba.config.CACHE_DIR = str(_cache_dir())
+
+
+def kernel(function: Any) -> Any:
+    """Compile ``function`` (nogil, no bound checks, cached on disk)."""
+    return numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")(function)
+
+
+def inline(function: Any) -> Any:
+    """A piece of a kernel: inlined where it is called, never called from Python on a hot way."""
+    return numba.njit(inline="always", boundscheck=False, error_model="numpy")(function)

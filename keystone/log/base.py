@@ -1,0 +1,62 @@
+"""What a log promises, whoever keeps it. Kafka's words: partition, offset, append time, retention, consumed offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from keystone.events import U8, Records
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where one record went."""
+
+    offset: int
+    append_ts_ms: int
+
+
+class LogWriter(Protocol):
+    """The only writer of one partition."""
+
+    def append(self, value: bytes | memoryview | U8, *, events: int = 1) -> Appended:
+        """Append one record and return its offset and append time.
+
+        The record is readable when this returns. Append times never go back within a partition. Where the log is
+        full and its oldest records are not consumed yet, the call waits (back-pressure) up to a named limit, then
+        raises ``LogFull``. ``events`` is how many lines the record holds; it feeds the lag counters only.
+        """
+
+    def close(self) -> None:
+        """Make everything appended durable as far as the log promises, and release the partition. May be repeated."""
+
+
+class LogReader(Protocol):
+    """One reader's place in one partition."""
+
+    partition: int
+
+    def poll(self, *, bytes_max: int, wait_ms: int) -> Records:
+        """Return whole records from the current place on, at least one if any is there, and about ``bytes_max`` bytes.
+
+        Waits up to ``wait_ms`` for the first one; then returns an empty ``Records``. Valid until the next poll.
+        Raises ``OffsetOutOfRange`` where retention overtook the place.
+        """
+
+    def seek(self, offset: int) -> None:
+        """Continue at ``offset``; start_offset() <= offset <= end_offset(), else ``OffsetOutOfRange``."""
+
+    def start_offset(self) -> int:
+        """The lowest offset still retained."""
+
+    def end_offset(self) -> int:
+        """The offset the next appended record will get."""
+
+    def position(self) -> int:
+        """The offset the next poll starts at."""
+
+    def commit(self, offset: int) -> None:
+        """Say that everything below ``offset`` is consumed: retention may drop it."""
+
+    def close(self) -> None:
+        """Release the files. May be repeated; a poll after it raises ``LogClosed``."""
