@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from keystone.kernels.compiler import inline, kernel
+from keystone.kernels.compiler import callee, inline, kernel, piece
 
-__all__ = ["inline", "kernel"]
+__all__ = ["callee", "inline", "kernel", "piece"]
