@@ -135,3 +135,15 @@ def multiply_high(typing, left, right):
         return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), _WORD)
 
     return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def same_32(typing, left, left_index, right, right_index):
+    """uint64 with bit i (i < 32) set where ``left[left_index + i] == right[right_index + i]``."""
+
+    def codegen(context, builder, signature, args):
+        a = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], _LANES), align=1)
+        b = builder.load(_pointer(context, builder, signature.args[2], args[2], args[3], _LANES), align=1)
+        return builder.zext(builder.bitcast(builder.icmp_unsigned("==", a, b), ir.IntType(WIDTH)), _WORD)
+
+    return types.uint64(left, types.int64, right, types.int64), codegen

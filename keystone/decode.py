@@ -1,0 +1,234 @@
+"""Bytes of log records to columns and dead letters (SPEC: an event). One exact parser, compiled; see ``kernels/decode.py``."""
+
+from __future__ import annotations
+
+import secrets as entropy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from keystone.events import (
+    DEAD_LETTER_BYTES_MAX, DICTIONARY_COLUMNS, EVENT_NAMES, INT_COLUMNS, LINE_BYTES_MAX, PADDING, REASONS, U8, U64, DeadLetter, EventBatch, Records, StringColumn,
+)  # fmt: skip
+from keystone.kernels import decode as kernel
+from keystone.kernels import words as word_kernel
+from keystone.kernels.glue import Glue, new_glue
+
+ROWS_MAX = 4096  # of one batch: ~250 B a row keeps its columns in a second-level cache of 1 MB
+BYTES_MAX = 4 << 20  # of text one batch may take in; bounds the identifier columns
+DEAD_MAX = 1024  # dead letters of one kernel call; more make another call
+WORDS_MIN = 1 << 12  # slots the dictionaries start with
+ARENA_MIN = 1 << 20  # bytes they start with
+
+PHASES = ("startup", "seek")  # codes 0 and 1 of the phase column; the kernel knows them
+
+
+class Dictionaries:
+    """The strings behind the codes of DICTIONARY_COLUMNS, one code space a column, codes dense from 0.
+
+    Codes never change while the object lives (``compact`` makes a new one). ``event`` codes 0..4 are EVENT_NAMES.
+    """
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        source = np.random.default_rng(entropy.randbits(128) if seed is None else seed)
+        self._secrets: U64 = source.integers(0, 1 << 63, 8, dtype=np.uint64) << np.uint64(1) | np.uint64(1)
+        columns = len(DICTIONARY_COLUMNS)
+        self._values: list[list[str]] = [[] for _ in range(columns)]
+        self._arrow: list[pa.Array | None] = [None] * columns
+        self._seen = 0
+        i64 = np.int64
+        slots = np.zeros(WORDS_MIN * word_kernel.SLOT_WORDS, np.uint64)
+        arena, counts, state = np.empty(ARENA_MIN, np.uint8), np.zeros(columns, i64), np.zeros(2, i64)
+        by_entry = [np.zeros(WORDS_MIN // 2, i64) for _ in range(4)]
+        self.words = word_kernel.Words(slots, arena, *by_entry, counts, state, self._secrets)
+        for name in EVENT_NAMES:
+            self.intern(0, name.encode())
+        for name in PHASES:
+            self.intern(DICTIONARY_COLUMNS.index("phase"), name.encode())
+
+    def intern(self, column: int, value: bytes) -> int:
+        """Code of ``value`` (UTF-8) in the column, new if need be."""
+        text = np.frombuffer(value + b"\0" * PADDING, np.uint8).copy()
+        while True:
+            code = int(word_kernel.intern_one(text, len(value), column, self.words))
+            if code >= 0:
+                return code
+            self.grow(len(value))
+
+    def grow(self, size: int = LINE_BYTES_MAX) -> None:
+        """Twice the slots, and arena room for a string of ``size`` bytes."""
+        words = self.words
+        slots = np.zeros(words.slots.size * 2, np.uint64)
+        arena = np.empty(2 * words.arena.size + size, np.uint8)
+        arena[: words.state[word_kernel.BYTES]] = words.arena[: words.state[word_kernel.BYTES]]
+        wider = [np.concatenate((a, np.zeros_like(a))) for a in (words.start, words.size, words.column, words.code)]
+        self.words = word_kernel.Words(slots, arena, *wider, words.codes_used, words.state, words.secrets)
+        word_kernel.rehash(words.slots, self.words)
+
+    def _catch_up(self) -> None:
+        words = self.words
+        entries = int(words.state[word_kernel.COUNT])
+        for entry in range(self._seen, entries):
+            column, code = int(words.column[entry]), int(words.code[entry])
+            if code == len(self._values[column]):  # else an alias of a known event name
+                start, size = int(words.start[entry]), int(words.size[entry])
+                self._values[column].append(words.arena[start : start + size].tobytes().decode())
+                self._arrow[column] = None
+        self._seen = entries
+
+    def values(self, column: int) -> list[str]:
+        """All strings of the column by code. The list grows; do not change it."""
+        self._catch_up()
+        return self._values[column]
+
+    def text(self, column: int, code: int) -> str:
+        """The string behind a code >= 0."""
+        return self.values(column)[code]
+
+    def size(self, column: int) -> int:
+        """Number of codes of the column."""
+        return int(self.words.codes_used[column])
+
+    def arrow(self, column: int) -> pa.Array:
+        """All strings of the column by code, as an Arrow string array."""
+        self._catch_up()
+        cached = self._arrow[column]
+        if cached is None:
+            cached = self._arrow[column] = pa.array(self._values[column], pa.string())
+        return cached
+
+    @property
+    def entries(self) -> int:
+        """Strings held, all columns together."""
+        return int(self.words.state[word_kernel.COUNT])
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(array.nbytes for array in self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One batch out of the decoder. ``received`` counts its lines, ``empty_records`` the records without a value."""
+
+    batch: EventBatch
+    dead_letters: list[DeadLetter]
+    received: int
+    empty_records: int
+
+
+class _Memory:
+    """Writable view of an array that may be read-only: kernels are compiled once, for writable arrays; they only read."""
+
+    def __init__(self, array: U8) -> None:
+        self._array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def as_kernel_text(text: U8) -> U8:
+    """The same bytes as an array that kernels accept, without a copy."""
+    if text.flags.writeable:
+        return text
+    return np.asarray(_Memory(text))
+
+
+class Decoder:
+    """Decodes the records of any number of partitions; one thread. Holds the learned spelling and the dictionaries."""
+
+    def __init__(self, *, rows_max: int = ROWS_MAX, bytes_max: int = BYTES_MAX, seed: int | None = None) -> None:
+        self.rows_max, self.bytes_max = rows_max, bytes_max
+        self.dictionaries = Dictionaries(seed=seed)
+        self._glue: Glue = new_glue()
+        self._columns = _new_columns(rows_max, bytes_max)
+        self._scratch = _new_scratch()
+        self._dead = np.zeros((5, DEAD_MAX), np.int64)
+        self._progress = np.zeros(12, np.int64)
+
+    def decode(self, records: Records, *, per_line: bool = False) -> Iterator[Decoded]:
+        """Decode all records, a batch of at most ``rows_max`` rows at a time, in log order.
+
+        Each batch is overwritten by the next. Nothing in the bytes makes this raise: a line that cannot be used is a
+        dead letter. ``per_line``: every line counts as a record of its own: offset = the record's offset + the line's
+        number in it, line = 0.
+        """
+        text = as_kernel_text(records.text)
+        progress = self._progress
+        progress[kernel.P_RECORD], progress[kernel.P_AT] = 0, -1
+        while True:
+            kernel.decode_records(
+                text, records.starts, records.ends, records.offsets, records.append_ts_ms, int(per_line), self.rows_max, self.bytes_max,
+                self._columns, self._glue, self.dictionaries.words, self._scratch, self._dead, progress,
+            )  # fmt: skip
+            yield self._decoded(records, per_line)
+            status = int(progress[kernel.P_STATUS])
+            if status == kernel.STATUS_GROW:
+                self.dictionaries.grow()
+            elif status == kernel.STATUS_DONE:
+                return
+
+    def _decoded(self, records: Records, per_line: bool) -> Decoded:
+        progress = self._progress
+        rows = int(progress[kernel.P_ROWS])
+        dead = [self._dead_letter(records, per_line, i) for i in range(int(progress[kernel.P_DEAD]))]
+        return Decoded(self._batch(records.partition, rows), dead, int(progress[kernel.P_RECEIVED]), int(progress[kernel.P_EMPTY]))
+
+    def _dead_letter(self, records: Records, per_line: bool, i: int) -> DeadLetter:
+        record, line, start, size, reason = (int(x) for x in self._dead[:, i])
+        raw = records.text[start : start + min(size, DEAD_LETTER_BYTES_MAX)].tobytes()
+        offset = int(records.offsets[record])
+        if per_line:
+            offset, line = offset + line, 0
+        return DeadLetter(records.partition, offset, line, REASONS[reason], size, raw)
+
+    def _batch(self, partition: int, rows: int) -> EventBatch:
+        c = self._columns
+        strings = [StringColumn(c.ends[i, : rows + 1], data, c.valid[i, :rows]) for i, data in enumerate((c.device, c.session, c.user, c.extra))]
+        return EventBatch(
+            partition, rows, c.kind[:rows], c.fatal[:rows], c.ts[:rows], c.ints[:, :rows], c.codes[:, :rows], *strings,
+            c.key_lo[:rows], c.key_hi[:rows], c.user_hash[:rows], c.offset[:rows], c.line[:rows], c.append_ts[:rows],
+            self._duplicate[:rows], self._late[:rows],
+        )  # fmt: skip
+
+    @property
+    def _duplicate(self) -> U8:
+        return self._columns.valid[4]  # type: ignore[no-any-return]
+
+    @property
+    def _late(self) -> U8:
+        return self._columns.valid[5]  # type: ignore[no-any-return]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the dictionaries (the rest is fixed)."""
+        return self.dictionaries.state_bytes
+
+
+def _new_columns(rows: int, text_bytes: int) -> kernel.Columns:
+    capacity = text_bytes + LINE_BYTES_MAX + PADDING  # untouched pages cost nothing
+    data = [np.empty(capacity, np.uint8) for _ in range(4)]
+    valid = np.ones((6, rows), np.uint8)  # four string columns, then duplicate and late
+    i64: npt.DTypeLike = np.int64
+    return kernel.Columns(
+        np.empty(rows, np.int8), np.empty(rows, np.int8), np.empty(rows, i64), np.empty((len(INT_COLUMNS), rows), i64),
+        np.empty((len(DICTIONARY_COLUMNS), rows), np.int32), valid, np.zeros((4, rows + 1), np.int32), *data,
+        np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, i64),
+        np.empty(rows, np.int32), np.empty(rows, i64),
+    )  # fmt: skip
+
+
+def _new_scratch() -> kernel.Scratch:
+    names = np.zeros((len(kernel.FIELD_NAMES), 32), np.uint8)
+    for i, name in enumerate(kernel.FIELD_NAMES):
+        names[i, : len(name)] = np.frombuffer(name.encode(), np.uint8)
+    keys = np.zeros(kernel.KEY_SLOTS * kernel.KEY_WORDS, np.uint64)
+    kernel.fill_keys(names, np.array([len(n) for n in kernel.FIELD_NAMES], np.int64), keys)
+    return kernel.Scratch(
+        np.empty((7, kernel.EXTRAS_MAX + 1), np.int64), np.zeros(kernel.EXTRA_SLOTS + 1, np.int64), np.empty(LINE_BYTES_MAX + 16, np.uint8),
+        np.empty(LINE_BYTES_MAX + 4 * PADDING, np.uint8), keys,
+    )  # fmt: skip

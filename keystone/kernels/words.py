@@ -1,0 +1,167 @@
+"""Dictionary coding: strings to dense codes, one code space a column, exact (the bytes are compared, not the hash).
+
+One open-addressed table serves all columns. A slot is four uint64: two words of content, ``size | column << 32``, and
+the entry number plus one (0 = free). Strings of up to 16 bytes lie in the slot itself; longer ones leave their
+128-bit hash there and are compared in the arena.
+"""
+
+# mypy: ignore-errors
+
+from typing import NamedTuple
+
+import numpy as np
+
+from keystone.kernels.compiler import callee, kernel, piece
+from keystone.kernels.wide import load_u64, multiply_high
+
+U = np.uint64
+FULL = -2  # intern: no room; the caller grows the table and asks again
+SLOT_WORDS = 4
+COUNT, BYTES = 0, 1  # places in Words.state
+KNOWN_EVENTS = 5  # codes 0..4 of the event column are the five known names
+
+LOW_BYTES = np.array([(1 << (8 * i)) - 1 for i in range(8)] + [2**64 - 1] * 9, dtype=np.uint64)  # [n] keeps n bytes, n <= 16
+
+
+class Words(NamedTuple):
+    """The table. ``slots`` uint64 (4 * a power of two), ``arena`` uint8, the rest by entry number (int64)."""
+
+    slots: np.ndarray
+    arena: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    column: np.ndarray
+    code: np.ndarray
+    codes_used: np.ndarray  # by column
+    state: np.ndarray  # COUNT, BYTES
+    secrets: np.ndarray  # uint64 (8,), odd
+
+
+@piece
+def fold(left, right):
+    """Both halves of the 128-bit product, xored."""
+    return multiply_high(left, right) ^ (left * right)
+
+
+@piece
+def hash_128(text, start, size, secrets):
+    """Seeded 128-bit hash of ``text[start:start + size]`` as (lo, hi)."""
+    lo = secrets[0] ^ (U(size) * secrets[1])
+    hi = secrets[2] + U(size)
+    left = size
+    at = start
+    while left > 16:
+        first, second = load_u64(text, at), load_u64(text, at + 8)
+        lo = fold(lo ^ first, second ^ secrets[3])
+        hi = fold(hi ^ second, first ^ secrets[4])
+        at += 16
+        left -= 16
+    first = load_u64(text, at) & LOW_BYTES[left]
+    second = load_u64(text, at + 8) & LOW_BYTES[max(left - 8, 0)]
+    lo = fold(lo ^ first, second ^ secrets[3])
+    hi = fold(hi ^ second, first ^ secrets[4])
+    return lo, hi
+
+
+@piece
+def intern(text, start, size, column, words):
+    """Code of ``text[start:start + size]`` in ``column``, new if need be; FULL if there is no room."""
+    tag = U(size) | (U(column) << U(32))
+    if size <= 16:
+        first = load_u64(text, start) & LOW_BYTES[size]
+        second = load_u64(text, start + 8) & LOW_BYTES[max(size - 8, 0)]
+    else:
+        first, second = hash_128(text, start, size, words.secrets)
+    mixed = (first ^ tag) * words.secrets[5] + (second ^ words.secrets[6]) * words.secrets[7]
+    mixed ^= mixed >> U(32)
+    mixed *= words.secrets[5]
+    mask = U(words.slots.size // SLOT_WORDS - 1)
+    slot = np.int64((mixed >> U(29)) & mask) * SLOT_WORDS
+    while words.slots[slot + 3] != U(0):
+        if words.slots[slot] == first and words.slots[slot + 1] == second and words.slots[slot + 2] == tag:
+            entry = np.int64(words.slots[slot + 3]) - 1
+            if size <= 16 or is_same(text, start, size, words.arena, words.start[entry]):
+                return words.code[entry]
+        slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
+    return add(text, start, size, column, first, second, tag, slot, words)
+
+
+@callee
+def is_same(text, start, size, other, other_start):
+    for i in range(size):
+        if text[start + i] != other[other_start + i]:
+            return False
+    return True
+
+
+@callee
+def add(text, start, size, column, first, second, tag, slot, words):
+    """Fill the free ``slot``. A known event name in other letter case is an alias of the known one."""
+    entry = words.state[COUNT]
+    used = words.state[BYTES]
+    if 2 * (entry + 1) > words.slots.size // SLOT_WORDS or entry >= words.start.size or used + size + 64 > words.arena.size:
+        return np.int64(FULL)
+    for i in range(size):
+        words.arena[used + i] = text[start + i]
+    code = np.int64(-1)
+    if column == 0:
+        code = known_event(text, start, size, words)
+    if code < 0:
+        code = words.codes_used[column]
+        words.codes_used[column] += 1
+    words.start[entry] = used
+    words.size[entry] = size
+    words.column[entry] = column
+    words.code[entry] = code
+    words.state[COUNT] = entry + 1
+    words.state[BYTES] = used + size
+    words.slots[slot] = first
+    words.slots[slot + 1] = second
+    words.slots[slot + 2] = tag
+    words.slots[slot + 3] = U(entry + 1)
+    return code
+
+
+@callee
+def known_event(text, start, size, words):
+    """Code of the known event name that equals the text but for ASCII letter case, else -1."""
+    for entry in range(min(KNOWN_EVENTS, words.state[COUNT])):
+        if words.size[entry] != size:
+            continue
+        same = True
+        for i in range(size):
+            byte = np.int64(text[start + i])
+            other = np.int64(words.arena[words.start[entry] + i])
+            if 65 <= byte <= 90:
+                byte += 32
+            if 65 <= other <= 90:
+                other += 32
+            if byte != other:
+                same = False
+                break
+        if same:
+            return np.int64(entry)
+    return np.int64(-1)
+
+
+@kernel
+def intern_one(text, size, column, words):
+    """``intern`` for Python: the whole ``text[:size]`` (with spare bytes behind it)."""
+    return intern(text, 0, size, column, words)
+
+
+@kernel
+def rehash(old, words):
+    """Move the filled slots of ``old`` into the larger, zeroed ``words.slots``."""
+    mask = U(words.slots.size // SLOT_WORDS - 1)
+    for at in range(0, old.size, SLOT_WORDS):
+        if old[at + 3] == U(0):
+            continue
+        mixed = (old[at] ^ old[at + 2]) * words.secrets[5] + (old[at + 1] ^ words.secrets[6]) * words.secrets[7]
+        mixed ^= mixed >> U(32)
+        mixed *= words.secrets[5]
+        slot = np.int64((mixed >> U(29)) & mask) * SLOT_WORDS
+        while words.slots[slot + 3] != U(0):
+            slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
+        for i in range(SLOT_WORDS):
+            words.slots[slot + i] = old[at + i]
