@@ -1,0 +1,57 @@
+"""The search for the highest sustained rate: doubles until a probe fails, then halves the gap. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+TOLERANCE = 0.05  # the gap between the highest pass and the lowest fail, as a share of the pass, at which to stop
+PROBES_MAX = 12
+RATE_MIN = 1_000.0  # events/s; nothing below is worth finding
+RATE_STEP = 1_000.0  # probes are whole thousands: rates that people can type
+
+
+@dataclass(slots=True)
+class RateSearch:
+    """Ask ``next_rate``, run it, tell ``record``; until ``next_rate`` is None. Then ``best`` is the answer.
+
+    Assumes that what passes at a rate passes below it. ``best`` is 0 where nothing passed.
+    """
+
+    start: float
+    tolerance: float = TOLERANCE
+    probes_max: int = PROBES_MAX
+    best: float = 0.0
+    worst: float = float("inf")  # the lowest rate that failed
+    probes: list[tuple[float, bool]] = field(default_factory=list)
+
+    def next_rate(self) -> float | None:
+        """The next rate to probe, events/s, or None when the search is over."""
+        if len(self.probes) >= self.probes_max or self.worst <= RATE_MIN:
+            return None
+        if not self.probes:
+            rate = self.start
+        elif self.worst == float("inf"):
+            rate = self.best * 2
+        elif self.best == 0:
+            rate = self.worst / 2
+        elif self.worst - self.best <= self.tolerance * self.best:
+            return None
+        else:
+            rate = (self.best + self.worst) / 2
+        rate = max(RATE_MIN, round(rate / RATE_STEP) * RATE_STEP)
+        return None if rate in (self.best, self.worst) else rate
+
+    def record(self, rate: float, passed: bool) -> None:  # noqa: FBT001 - the outcome is the argument
+        """Tell how the probe of ``rate`` went."""
+        self.probes.append((rate, passed))
+        if passed:
+            self.best = max(self.best, rate)
+        else:
+            self.worst = min(self.worst, rate)
+
+    def demote(self) -> float:
+        """The confirming run at ``best`` failed: take it for a failure and return the next lower pass (0 if none)."""
+        failed = self.best
+        self.worst = min(self.worst, failed)
+        self.best = max((rate for rate, passed in self.probes if passed and rate < failed), default=0.0)
+        return self.best

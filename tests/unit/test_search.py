@@ -1,0 +1,52 @@
+"""The search finds the rate that a monotone system sustains, in bounded probes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keystone.bench.search import PROBES_MAX, RATE_MIN, RATE_STEP, TOLERANCE, RateSearch
+
+
+def run(search: RateSearch, capacity: float) -> None:
+    while (rate := search.next_rate()) is not None:
+        search.record(rate, rate <= capacity)
+
+
+@given(st.floats(50_000, 20_000_000), st.floats(50_000, 4_000_000))
+def test_the_answer_is_sustained_and_close_below_the_capacity(capacity: float, start: float) -> None:
+    search = RateSearch(start, probes_max=40)
+    run(search, capacity)
+    assert search.best <= capacity
+    assert capacity - search.best <= TOLERANCE * search.best + RATE_STEP
+
+
+@given(st.floats(0, 1e9), st.floats(1_000, 1e7))
+def test_the_search_ends_and_no_rate_is_probed_twice(capacity: float, start: float) -> None:
+    search = RateSearch(start)
+    run(search, capacity)
+    rates = [rate for rate, _ in search.probes]
+    assert len(rates) <= PROBES_MAX
+    assert len(set(rates)) == len(rates)
+    assert all(rate >= RATE_MIN and rate % RATE_STEP == 0 for rate in rates)
+
+
+def test_a_machine_that_sustains_nothing_gets_zero() -> None:
+    search = RateSearch(8_000.0)
+    run(search, 0.0)
+    assert search.best == 0
+    assert search.probes[-1] == (RATE_MIN, False)
+
+
+def test_a_best_that_does_not_confirm_gives_way_to_the_next_lower_pass() -> None:
+    search = RateSearch(400_000.0)
+    run(search, 1_000_000.0)
+    passes = sorted(rate for rate, passed in search.probes if passed)
+    assert search.best == passes[-1]
+    assert search.demote() == passes[-2]
+
+
+@pytest.mark.parametrize("start", [1.0, 999.0])
+def test_a_start_below_the_least_rate_is_raised(start: float) -> None:
+    assert RateSearch(start).next_rate() == RATE_MIN
