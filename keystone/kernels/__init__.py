@@ -1,7 +1,7 @@
-"""Compiled kernels and their cache. ``kernel`` is the one decorator every compiled function wears."""
+"""Compiled kernels and their cache. Each compiled function wears one of the four decorators; ``warm`` makes all ready."""
 
 from __future__ import annotations
 
-from keystone.kernels.compiler import callee, inline, kernel, piece
+from keystone.kernels.compiler import Warmth, callee, inline, kernel, piece, warm
 
-__all__ = ["callee", "inline", "kernel", "piece"]
+__all__ = ["Warmth", "callee", "inline", "kernel", "piece", "warm"]
