@@ -51,7 +51,11 @@ STORE = KernelStore(cache_places(DIGEST, os.environ), is_current=lambda: _digest
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile ``function`` (nogil, no bound checks, division as in C, kept on disk)."""
+    """Compile ``function`` (nogil, no bound checks, division as in C, kept on disk).
+
+    ``_nrt=False``: numba otherwise counts references of every array it takes out of a tuple, with atomic operations,
+    also in inner loops (the JSON kernel was 5 times slower). So kernels allocate nothing: callers hand in the room.
+    """
     return cached(function, STORE)
 
 
@@ -62,12 +66,12 @@ def inline(function: Callable[..., Any]) -> Any:
 
 def piece(function: Callable[..., Any]) -> Any:
     """A small function that LLVM inlines where it is called; cheaper to compile than ``inline`` and as fast."""
-    return numba.njit(forceinline=True, boundscheck=False, error_model="numpy")(function)
+    return numba.njit(forceinline=True, _nrt=False, boundscheck=False, error_model="numpy")(function)
 
 
 def callee(function: Callable[..., Any]) -> Any:
     """A function that kernels call for the rare cases: compiled once, not inlined."""
-    return numba.njit(boundscheck=False, error_model="numpy")(function)
+    return numba.njit(_nrt=False, boundscheck=False, error_model="numpy")(function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def warm() -> Warmth:
 
 def cached(function: Callable[..., Any], store: KernelStore) -> Any:
     """``function`` compiled as ``kernel`` says, with its machine code in ``store``."""
-    dispatcher: Any = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
+    dispatcher = numba.njit(_nrt=False, nogil=True, _nrt=False, boundscheck=False, error_model="numpy")(function)
     if not isinstance(dispatcher, Dispatcher):  # NUMBA_DISABLE_JIT: the function itself
         return dispatcher
     overloads = _Overloads(function, store)
@@ -116,8 +120,7 @@ def cached(function: Callable[..., Any], store: KernelStore) -> Any:
             finally:
                 overloads.release()
 
-    dispatcher._cache = overloads  # noqa: SLF001 - numba offers its own file cache only
-    dispatcher.compile = compile_once
+    vars(dispatcher).update(_cache=overloads, compile=compile_once)  # numba offers its own file cache only
     return dispatcher
 
 
