@@ -107,7 +107,7 @@ def warm() -> Warmth:
 
 def cached(function: Callable[..., Any], store: KernelStore) -> Any:
     """``function`` compiled as ``kernel`` says, with its machine code in ``store``."""
-    dispatcher = numba.njit(_nrt=False, nogil=True, _nrt=False, boundscheck=False, error_model="numpy")(function)
+    dispatcher = numba.njit(_nrt=False, nogil=True, boundscheck=False, error_model="numpy")(function)
     if not isinstance(dispatcher, Dispatcher):  # NUMBA_DISABLE_JIT: the function itself
         return dispatcher
     overloads = _Overloads(function, store)
