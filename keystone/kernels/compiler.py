@@ -38,6 +38,7 @@ from keystone.kernels.cache import KernelStore, cache_places, source_digest
 # numba has no public way to say where machine code is kept; these two (private, unchanged for years) are all we use.
 _dumps: Callable[[object], bytes] = serialize.dumps
 _rebuild: Callable[..., Any] = CompileResult._rebuild  # noqa: SLF001
+_njit: Callable[..., Any] = numba.njit  # its types leave out _nrt
 
 _HERE = Path(__file__).parent
 
@@ -61,17 +62,17 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def inline(function: Callable[..., Any]) -> Any:
     """A piece of a kernel: inlined where it is called, never called from Python on a hot way."""
-    return numba.njit(inline="always", boundscheck=False, error_model="numpy")(function)
+    return _njit(inline="always", boundscheck=False, error_model="numpy")(function)
 
 
 def piece(function: Callable[..., Any]) -> Any:
     """A small function that LLVM inlines where it is called; cheaper to compile than ``inline`` and as fast."""
-    return numba.njit(forceinline=True, _nrt=False, boundscheck=False, error_model="numpy")(function)
+    return _njit(forceinline=True, _nrt=False, boundscheck=False, error_model="numpy")(function)
 
 
 def callee(function: Callable[..., Any]) -> Any:
     """A function that kernels call for the rare cases: compiled once, not inlined."""
-    return numba.njit(_nrt=False, boundscheck=False, error_model="numpy")(function)
+    return _njit(_nrt=False, boundscheck=False, error_model="numpy")(function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def warm() -> Warmth:
 
 def cached(function: Callable[..., Any], store: KernelStore) -> Any:
     """``function`` compiled as ``kernel`` says, with its machine code in ``store``."""
-    dispatcher = numba.njit(_nrt=False, nogil=True, boundscheck=False, error_model="numpy")(function)
+    dispatcher = _njit(_nrt=False, nogil=True, boundscheck=False, error_model="numpy")(function)
     if not isinstance(dispatcher, Dispatcher):  # NUMBA_DISABLE_JIT: the function itself
         return dispatcher
     overloads = _Overloads(function, store)
