@@ -16,7 +16,7 @@ from keystone.kernels.json_text import (
     ASCII_ZEROS, CLOSE_OBJECT, COLON, COMMA, INT_LIMIT, LF, LOW_32, MINUS, NINE, NUMBER_OK, OPEN_ARRAY, OPEN_OBJECT, QUOTE, WORD_NULL, WORD_TRUE, ZERO,
     eight_digits, exact_integer, is_utf8, scan_literal, scan_number, scan_string, scan_value, skip_blanks, unescape,
 )  # fmt: skip
-from keystone.kernels.wide import copy_32, equal_32, load_u64, same_32, string_stops, trailing_zeros
+from keystone.kernels.wide import copy_32, equal_32, item, load_u64, same_32, string_stops, trailing_zeros
 from keystone.kernels.words import FULL, LOW_BYTES, fold, hash_128, intern
 
 U = np.uint64
@@ -286,7 +286,7 @@ def reason_of(text, start, end, stack):
 def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, bytes_max, columns, glue, words, scratch, dead, progress):
     """Decode from ``progress`` on until the records, the row space, the dead-letter space or the byte budget end.
 
-    ``per_line``: 1 counts each line as a record of its own (a plain file): offset = offsets[r] + line, line = 0.
+    ``per_line``: 1 counts each line as a record of its own (a plain file): offset = item(offsets, r) + line, line = 0.
     ``dead`` int64 (5, places). Leaves in ``progress`` where to go on, the counts of this call, and a STATUS.
     """
     row, received, dead_count, empty, used_bytes = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
@@ -298,55 +298,55 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
     keys, extras, secrets, stack = scratch.keys, scratch.extras, words.secrets, scratch.stack
     while record < starts.size:
         if at < 0:
-            at, line = starts[record], np.int64(0)
-            if ends[record] == at:
+            at, line = item(starts, record), np.int64(0)
+            if item(ends, record) == at:
                 empty += 1
-        record_end = ends[record]
+        record_end = item(ends, record)
         while at < record_end:
             if row >= rows_max or dead_count >= dead.shape[1] or used_bytes >= bytes_max:
                 status = STATUS_MORE
                 break
             line_start = at
             at = skip_blanks(text, at)
-            if text[at] == LF:
+            if item(text, at) == LF:
                 at += 1
                 line += 1
                 continue
             if row >= cleared:
                 cleared = clear_strip(row, rows_max, columns)
             # --- one event ------------------------------------------------------------------------------------
-            p = at
+            p, place = at, U(row)  # an unsigned index spares the look for a negative one
             node, seen, bad = np.int64(NODE_START), U(0), U(0)
             n_extras, has_escape = np.int64(0), 0
             is_deep, is_large = False, False
             device_size, session_size, user_size = np.int64(0), np.int64(0), np.int64(0)
             device_lo, device_hi, session_lo, session_hi = U(0), U(0), U(0), U(0)
             outcome = ACCEPTED
-            if text[p] != OPEN_OBJECT:
+            if item(text, p) != OPEN_OBJECT:
                 outcome = BROKEN
             while outcome == ACCEPTED:
-                if text[p] == CLOSE_OBJECT and node != NODE_START:
+                if item(text, p) == CLOSE_OBJECT and node != NODE_START:
                     p += 1
                     break
                 # --- the key: guessed by its glue, else read ----------------------------------------------------
                 entry, glue_start = np.int64(-1), p
                 key, key_end = np.int64(0), np.int64(0)
                 key_lo, key_hi = U(0), U(0)
-                score = glue.score[node]
+                score = item(glue.score, node)
                 if score >= 0:
                     for way in range(WAYS):
-                        candidate = glue.next[node * WAYS + way]
+                        candidate = item(glue.next, node * WAYS + way)
                         if candidate < 0:
                             break
-                        mask = glue.mask[candidate]
+                        mask = item(glue.mask, candidate)
                         if same_32(text, p, glue.text, candidate * GLUE_BYTES) & mask == mask:
                             entry = candidate
                             if way > 0 and (row & 7) == 0:
                                 promote(node, way, glue)
                             break
                 if entry >= 0:
-                    target = glue.target[entry]
-                    q = p + glue.size[entry]
+                    target = item(glue.target, entry)
+                    q = p + item(glue.size, entry)
                     if score < SCORE_MAX:
                         glue.score[node] = score + 1
                     node = NODE_ENTRY + entry
@@ -355,32 +355,32 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                 else:
                     if node == NODE_START:
                         q = skip_blanks(text, p + 1)
-                        if text[q] == CLOSE_OBJECT:
+                        if item(text, q) == CLOSE_OBJECT:
                             p = q + 1
                             break
                     else:
                         q = skip_blanks(text, p)
-                        if text[q] == CLOSE_OBJECT:
+                        if item(text, q) == CLOSE_OBJECT:
                             p = q + 1
                             break
-                        if text[q] != COMMA:
+                        if item(text, q) != COMMA:
                             outcome = BROKEN
                             break
                         q = skip_blanks(text, q + 1)
-                    if text[q] != QUOTE:
+                    if item(text, q) != QUOTE:
                         outcome = BROKEN
                         break
                     key = q + 1
                     stops = string_stops(text, key)
                     has_escape = 0
                     key_end = key + trailing_zeros(stops | U(1 << 40))
-                    if stops == U(0) or text[key_end] != QUOTE:
+                    if stops == U(0) or item(text, key_end) != QUOTE:
                         key_end, has_escape = scan_string(text, key)
                         if key_end < 0:
                             outcome = BROKEN
                             break
                     q = skip_blanks(text, key_end + 1)
-                    if text[q] != COLON:
+                    if item(text, q) != COLON:
                         outcome = BROKEN
                         break
                     q = skip_blanks(text, q + 1)
@@ -398,7 +398,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         if target == UNKNOWN:
                             key_lo, key_hi = hash_128(text, key, key_end - key, secrets)
                     field = target
-                    if text[q] == QUOTE:
+                    if item(text, q) == QUOTE:
                         target |= IS_STRING
                         q += 1
                     if score < 0:
@@ -423,7 +423,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         bad &= ~bit
                     seen |= bit
                 is_string = target >= IS_STRING
-                if not is_string and text[q] == QUOTE:
+                if not is_string and item(text, q) == QUOTE:
                     is_string = True
                     q += 1
                 keep = False  # as an extra: unknown, or of the wrong type
@@ -436,7 +436,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         value_end += 32
                         stops = string_stops(text, value_end)
                     value_end += trailing_zeros(stops)
-                    if text[value_end] != QUOTE:
+                    if item(text, value_end) != QUOTE:
                         value_end, has_escape = scan_string(text, value_end)
                         if value_end < 0:
                             outcome = BROKEN
@@ -454,7 +454,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         if code < 0:
                             outcome = NO_ROOM
                             break
-                        columns.codes[field, row] = code
+                        columns.codes[U(field), place] = code
                         continue
                     if FIRST_ID <= field < TS:
                         size = value_end - q
@@ -482,8 +482,8 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                                 copy_string(text, q, size, columns.user, user_end)
                                 user_size = size
                             low, _ = hash_128(columns.user, user_end, user_size, secrets) if has_escape else hash_128(text, q, size, secrets)
-                            columns.user_hash[row] = low | U(1)
-                            columns.valid[USER, row] = 1
+                            columns.user_hash[place] = low | U(1)
+                            columns.valid[USER, place] = 1
                         continue
                     if field == TS:
                         bad |= bit
@@ -492,7 +492,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                     keep = True
                 else:
                     if (FIRST_INT <= field < FIRST_ID) or field == TS:
-                        negative = text[q] == MINUS
+                        negative = item(text, q) == MINUS
                         first = q + 1 if negative else q
                         word = load_u64(text, first) ^ ASCII_ZEROS
                         other = ((word + U(0x7676767676767676)) | word) & U(0x8080808080808080)
@@ -509,21 +509,21 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                                 more = trailing_zeros(other) >> 3
                                 digits = 8 + more
                                 if more > 0:
-                                    number = number * TEN_POWERS[more] + eight_digits(word << (U(64) - U(8 * more)))
+                                    number = number * item(TEN_POWERS, more) + eight_digits(word << (U(64) - U(8 * more)))
                             else:
                                 fits = False  # sixteen digits or more
-                        follows = text[first + digits]
-                        if fits and follows != 46 and follows != 101 and follows != 69 and (digits == 1 or text[first] != ZERO):
+                        follows = item(text, first + digits)
+                        if fits and follows != 46 and follows != 101 and follows != 69 and (digits == 1 or item(text, first) != ZERO):
                             p = first + digits
                             value = -np.int64(number) if negative else np.int64(number)
                             if field == TS:
-                                columns.ts[row] = value
+                                columns.ts[place] = value
                                 if value < 0:
                                     bad |= bit
                             else:
-                                columns.ints[field - FIRST_INT, row] = value
+                                columns.ints[U(field - FIRST_INT), place] = value
                             continue
-                    byte = text[q]
+                    byte = item(text, q)
                     if byte == MINUS or ZERO <= byte <= NINE:
                         value_end = scan_number(text, q)
                         if value_end < 0:
@@ -534,12 +534,12 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                             state, value = exact_integer(text, q, value_end)
                             if field == TS:
                                 if state == NUMBER_OK and 0 <= value < INT_LIMIT:
-                                    columns.ts[row] = value
+                                    columns.ts[place] = value
                                 else:
                                     bad |= bit
                                 continue
                             if state == NUMBER_OK:
-                                columns.ints[field - FIRST_INT, row] = value
+                                columns.ints[U(field - FIRST_INT), place] = value
                                 continue
                             keep = True
                         elif FIRST_CODED_DIMENSION <= field < FIRST_INT:
@@ -550,7 +550,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                             if code < 0:
                                 outcome = NO_ROOM
                                 break
-                            columns.codes[field, row] = code
+                            columns.codes[U(field), place] = code
                             continue
                         elif field == FIRST_ID + USER:
                             user_size = value_end - q
@@ -559,8 +559,8 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                                 continue
                             copy_string(text, q, user_size, columns.user, user_end)
                             low, _ = hash_128(text, q, user_size, secrets)
-                            columns.user_hash[row] = low | U(1)
-                            columns.valid[USER, row] = 1
+                            columns.user_hash[place] = low | U(1)
+                            columns.valid[USER, place] = 1
                             continue
                         else:
                             keep = True
@@ -583,9 +583,9 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         if word == WORD_NULL:
                             if field == UNKNOWN:
                                 if entry >= 0:
-                                    key = glue_start + glue.key_at[entry]
-                                    key_end = key + glue.key_size[entry]
-                                    key_lo, key_hi = glue.key_hash[2 * entry], glue.key_hash[2 * entry + 1]
+                                    key = glue_start + item(glue.key_at, entry)
+                                    key_end = key + item(glue.key_size, entry)
+                                    key_lo, key_hi = item(glue.key_hash, 2 * entry), item(glue.key_hash, 2 * entry + 1)
                                 n_extras = add_extra(field, key, key_end, np.int64(-1), value_end, key_lo, key_hi, n_extras, scratch, progress)
                                 if n_extras > EXTRAS_MAX:
                                     is_large = True
@@ -594,7 +594,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                                 seen &= ~bit
                             continue
                         if field == FATAL:
-                            columns.fatal[row] = 1 if word == WORD_TRUE else 0
+                            columns.fatal[place] = 1 if word == WORD_TRUE else 0
                             continue
                         keep = True
                 if keep:
@@ -602,9 +602,9 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         bad |= bit
                         continue
                     if entry >= 0:
-                        key = glue_start + glue.key_at[entry]
-                        key_end = key + glue.key_size[entry]
-                        key_lo, key_hi = glue.key_hash[2 * entry], glue.key_hash[2 * entry + 1]
+                        key = glue_start + item(glue.key_at, entry)
+                        key_end = key + item(glue.key_size, entry)
+                        key_lo, key_hi = item(glue.key_hash, 2 * entry), item(glue.key_hash, 2 * entry + 1)
                     n_extras = add_extra(field, key, key_end, value_start, value_end, key_lo, key_hi, n_extras, scratch, progress)
                     if n_extras > EXTRAS_MAX:
                         is_large = True
@@ -618,7 +618,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
             received += 1
             if outcome == ACCEPTED:
                 at = skip_blanks(text, p)
-                if text[at] != LF:
+                if item(text, at) != LF:
                     outcome = BROKEN
             if outcome == BROKEN:
                 at = line_end(text, line_start)
@@ -643,32 +643,32 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                 at += 1
                 line += 1
                 continue
-            code = columns.codes[EVENT, row]
+            code = columns.codes[EVENT, place]
             kind = code
             if code >= 2:
                 kind = KIND_BY_CODE[min(code, 5)]
-                if code == 2 and 0 <= columns.codes[PHASE, row] < 2:
+                if code == 2 and 0 <= columns.codes[PHASE, place] < 2:
                     kind = 3
-                elif code == 4 and columns.fatal[row] == 1:
+                elif code == 4 and columns.fatal[place] == 1:
                     kind = 6
-            columns.kind[row] = kind
+            columns.kind[place] = kind
             device_end += device_size
             session_end += session_size
-            columns.ends[DEVICE, row + 1] = device_end
-            columns.ends[SESSION, row + 1] = session_end
-            if columns.valid[USER, row]:
+            columns.ends[DEVICE, place + U(1)] = device_end
+            columns.ends[SESSION, place + U(1)] = session_end
+            if columns.valid[USER, place]:
                 user_end += user_size
-            columns.ends[USER, row + 1] = user_end
+            columns.ends[USER, place + U(1)] = user_end
             if n_extras > 0:
                 after = write_extra(text, n_extras, extras, columns.extra, extra_end)
-                columns.valid[EXTRA, row] = 1 if after > extra_end else 0
+                columns.valid[EXTRA, place] = 1 if after > extra_end else 0
                 extra_end = after
-            columns.ends[EXTRA, row + 1] = extra_end
-            columns.key_lo[row] = fold(device_lo ^ secrets[1], session_lo ^ secrets[3]) + device_hi
-            columns.key_hi[row] = fold(device_hi ^ secrets[4], session_hi ^ secrets[6]) + session_lo
-            columns.offset[row] = offsets[record] + line if per_line else offsets[record]
-            columns.line[row] = 0 if per_line else line
-            columns.append_ts[row] = append_ts[record]
+            columns.ends[EXTRA, place + U(1)] = extra_end
+            columns.key_lo[place] = fold(device_lo ^ secrets[1], session_lo ^ secrets[3]) + device_hi
+            columns.key_hi[place] = fold(device_hi ^ secrets[4], session_hi ^ secrets[6]) + session_lo
+            columns.offset[place] = item(offsets, record) + line if per_line else item(offsets, record)
+            columns.line[place] = 0 if per_line else line
+            columns.append_ts[place] = item(append_ts, record)
             row += 1
             at += 1
             line += 1

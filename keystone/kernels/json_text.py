@@ -10,7 +10,7 @@ Every scan returns the place after what it read, or -1 where the text breaks the
 import numpy as np
 
 from keystone.kernels.compiler import callee, piece
-from keystone.kernels.wide import load_u64, string_stops, trailing_zeros
+from keystone.kernels.wide import item, load_u64, string_stops, trailing_zeros
 
 U = np.uint64
 QUOTE, BACKSLASH, COMMA, COLON, LF = 34, 92, 44, 58, 10
@@ -28,8 +28,10 @@ NUMBER_OK, NUMBER_TOO_BIG = 0, 1
 @piece
 def skip_blanks(text, at):
     """Past spaces, tabs and carriage returns (a line feed ends the line)."""
-    while text[at] == 32 or text[at] == 9 or text[at] == 13:
+    byte = item(text, at)
+    while byte == 32 or byte == 9 or byte == 13:
         at += 1
+        byte = item(text, at)
     return at
 
 

@@ -147,3 +147,18 @@ def same_32(typing, left, left_index, right, right_index):
         return builder.zext(builder.bitcast(builder.icmp_unsigned("==", a, b), ir.IntType(WIDTH)), _WORD)
 
     return types.uint64(left, types.int64, right, types.int64), codegen
+
+
+@intrinsic
+def item(typing, array, index):
+    """``array[index]`` for a one-dimensional contiguous array and an index known to be in range.
+
+    Plain indexing also serves negative indices: a compare and a select on every read, on the decoder's critical path.
+    """
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.args[0].dtype
+        pointee = context.get_data_type(dtype)
+        return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], pointee), align=1)
+
+    return array.dtype(array, types.int64), codegen

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keystone.kernels.compiler import callee, kernel, piece
-from keystone.kernels.wide import load_u64, multiply_high
+from keystone.kernels.wide import item, load_u64, multiply_high
 
 U = np.uint64
 FULL = -2  # intern: no room; the caller grows the table and asks again
@@ -46,20 +46,20 @@ def fold(left, right):
 @piece
 def hash_128(text, start, size, secrets):
     """Seeded 128-bit hash of ``text[start:start + size]`` as (lo, hi)."""
-    lo = secrets[0] ^ (U(size) * secrets[1])
-    hi = secrets[2] + U(size)
+    lo = item(secrets, 0) ^ (U(size) * item(secrets, 1))
+    hi = item(secrets, 2) + U(size)
     left = size
     at = start
     while left > 16:
         first, second = load_u64(text, at), load_u64(text, at + 8)
-        lo = fold(lo ^ first, second ^ secrets[3])
-        hi = fold(hi ^ second, first ^ secrets[4])
+        lo = fold(lo ^ first, second ^ item(secrets, 3))
+        hi = fold(hi ^ second, first ^ item(secrets, 4))
         at += 16
         left -= 16
-    first = load_u64(text, at) & LOW_BYTES[left]
-    second = load_u64(text, at + 8) & LOW_BYTES[max(left - 8, 0)]
-    lo = fold(lo ^ first, second ^ secrets[3])
-    hi = fold(hi ^ second, first ^ secrets[4])
+    first = load_u64(text, at) & item(LOW_BYTES, left)
+    second = load_u64(text, at + 8) & item(LOW_BYTES, max(left - 8, 0))
+    lo = fold(lo ^ first, second ^ item(secrets, 3))
+    hi = fold(hi ^ second, first ^ item(secrets, 4))
     return lo, hi
 
 
@@ -68,8 +68,8 @@ def intern(text, start, size, column, words):
     """Code of ``text[start:start + size]`` in ``column``, new if need be; FULL if there is no room."""
     tag = U(size) | (U(column) << U(32))
     if size <= 16:
-        first = load_u64(text, start) & LOW_BYTES[size]
-        second = load_u64(text, start + 8) & LOW_BYTES[max(size - 8, 0)]
+        first = load_u64(text, start) & item(LOW_BYTES, size)
+        second = load_u64(text, start + 8) & item(LOW_BYTES, max(size - 8, 0))
     else:
         first, second = hash_128(text, start, size, words.secrets)
     mixed = (first ^ tag) * words.secrets[5] + (second ^ words.secrets[6]) * words.secrets[7]
@@ -77,11 +77,11 @@ def intern(text, start, size, column, words):
     mixed *= words.secrets[5]
     mask = U(words.slots.size // SLOT_WORDS - 1)
     slot = np.int64((mixed >> U(29)) & mask) * SLOT_WORDS
-    while words.slots[slot + 3] != U(0):
-        if words.slots[slot] == first and words.slots[slot + 1] == second and words.slots[slot + 2] == tag:
-            entry = np.int64(words.slots[slot + 3]) - 1
-            if size <= 16 or is_same(text, start, size, words.arena, words.start[entry]):
-                return words.code[entry]
+    while item(words.slots, slot + 3) != U(0):
+        if item(words.slots, slot) == first and item(words.slots, slot + 1) == second and item(words.slots, slot + 2) == tag:
+            entry = np.int64(item(words.slots, slot + 3)) - 1
+            if size <= 16 or is_same(text, start, size, words.arena, item(words.start, entry)):
+                return item(words.code, entry)
         slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
     return add(text, start, size, column, first, second, tag, slot, words)
 
