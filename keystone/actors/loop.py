@@ -1,0 +1,146 @@
+"""What every actor of ours is: a loop in a thread of its own, asked about its health from outside.
+
+Ray calls only ask and order; each returns at once, so that no call waits behind another, and none is on the way of
+an event. An actor's life::
+
+    new -> building -> ready -> running -> finished
+                \\________\\________\\____-> failed          (error says why, in one line)
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import threading
+import time
+import traceback
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+COLLECT_EVERY_S = 5.0  # cyclic garbage is collected by hand, when idle: a collection inside a batch would stall it
+COLLECT_LATEST_S = 60.0  # ... or after this long without idling
+THREADS_MAX = 1  # of pyarrow's pool: parallelism is the number of actors
+
+NEW, BUILDING, READY, RUNNING, FINISHED, FAILED = "new", "building", "ready", "running", "finished", "failed"
+OVER = (FINISHED, FAILED)
+
+
+class LoopActor(ABC):
+    """Subclasses build, take turns, and close; this class runs them and keeps them from taking others down.
+
+    ``name`` is what people read in messages; ``work_dir`` gets ``<name>.error`` (a traceback) and ``<name>.crash``
+    (a fatal signal's). All public methods return at once and may be called from any thread.
+    """
+
+    def __init__(self, name: str, work_dir: str) -> None:
+        self.name = name
+        self._work_dir = Path(work_dir)
+        self._incarnation = uuid.uuid4().hex
+        self._process = psutil.Process()
+        self._state = NEW
+        self._error: str | None = None
+        self._result: Any = None
+        self._turns = 0
+        self._finish_asked = threading.Event()
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+
+    # --- asked from outside ---------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Build and run, in the background."""
+        if self._state == NEW:
+            self._state = BUILDING
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Handle what is there, close everything, then be ``finished``; ask ``status`` until it is."""
+        self._finish_asked.set()
+
+    def status(self) -> dict[str, Any]:
+        """Cheap counters: state, error, pid, cpu_s, rss_bytes, incarnation, turns, and those of the subclass."""
+        return {
+            "name": self.name,
+            "state": self._state,
+            "error": self._error,
+            "pid": os.getpid(),
+            "incarnation": self._incarnation,
+            "turns": self._turns,
+            "cpu_s": time.process_time(),
+            "rss_bytes": self._process.memory_info().rss,
+            **self._counters(),
+        }
+
+    def result(self) -> Any:
+        """What ``_close`` returned; None before the actor is ``finished``."""
+        return self._result
+
+    # --- for subclasses -------------------------------------------------------------------------------------------
+    @abstractmethod
+    def _build(self) -> None:
+        """Open and allocate everything; after it the actor is ready."""
+
+    @abstractmethod
+    def _turn(self) -> float:
+        """Do one bounded piece of work; return how long to sleep before the next, s (0: go on at once)."""
+
+    @abstractmethod
+    def _is_over(self) -> bool:
+        """True when there is nothing left to do: asked after every turn that wants to sleep."""
+
+    @abstractmethod
+    def _close(self) -> Any:
+        """Release everything and return the result (picklable)."""
+
+    @abstractmethod
+    def _counters(self) -> dict[str, Any]:
+        """More for ``status``; called from another thread than the loop's, at any time."""
+
+    def _wait_for_start(self) -> None:
+        """Called when ready; returns when the loop shall start."""
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+    def _live(self) -> None:
+        try:
+            _bound_threads()
+            with (self._work_dir / f"{self.name}.crash").open("w") as crash:
+                faulthandler.enable(crash)
+                self._build()
+                self._state = READY
+                self._wait_for_start()
+                self._loop()
+                self._result = self._close()
+                faulthandler.disable()
+            self._state = FINISHED
+        except BaseException as error:  # noqa: BLE001 - whatever ends the loop must be told, not lost with the thread
+            self._error = f"{self.name}: {type(error).__name__}: {error}".replace("\n", " ")
+            self._state = FAILED
+            (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
+
+    def _loop(self) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self._state = RUNNING
+        collected = time.monotonic()
+        while True:
+            pause_s = self._turn()
+            self._turns += 1
+            if pause_s > 0 and self._is_over():
+                return
+            since_s = time.monotonic() - collected
+            if since_s > (COLLECT_EVERY_S if pause_s > 0 else COLLECT_LATEST_S):
+                gc.collect()
+                collected = time.monotonic()
+            if pause_s > 0:
+                time.sleep(pause_s)
+
+
+def _bound_threads() -> None:
+    import pyarrow as pa
+
+    pa.set_cpu_count(THREADS_MAX)
+    pa.set_io_thread_count(THREADS_MAX)

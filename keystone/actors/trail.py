@@ -1,0 +1,105 @@
+"""The trail of alerts that one session actor leaves: the alerts themselves, and when each became visible.
+
+An alert is visible when its line is in the file: one unbuffered write a batch, readable by anyone from then on. Its
+moments follow in a file of fixed rows, so that both outlive the process. A successor repairs a torn last line or row
+and learns from the file which alerts need no second saying.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+import polars as pl
+
+from keystone.sinks.ndjson import alert_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keystone.events import Alert
+
+ALERT_ID_LETTERS = 32
+#: One row an alert; moments are wall time, ms.
+MOMENTS_DTYPE = np.dtype([("alert_id", f"S{ALERT_ID_LETTERS}"), ("appended", "<f8"), ("decoded", "<f8"), ("alerted", "<f8"), ("visible", "<f8")])
+
+
+def alerts_path(work_dir: Path, actor: str) -> Path:
+    return work_dir / f"{actor}.alerts.ndjson"
+
+
+def moments_path(work_dir: Path, actor: str) -> Path:
+    return work_dir / f"{actor}.moments"
+
+
+class AlertTrail:
+    """The only writer of the two files of one actor. Opening them again continues where a dead process stopped."""
+
+    def __init__(self, work_dir: Path, actor: str) -> None:
+        alerts, moments = alerts_path(work_dir, actor), moments_path(work_dir, actor)
+        known = _mend_lines(alerts)
+        timed = _mend_rows(moments)
+        self._alerts_fd = os.open(alerts, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._moments_fd = os.open(moments, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._said = frozenset(known)
+        self.alerts = len(known)
+        untimed = [alert_id for alert_id in known if alert_id not in timed]
+        if untimed:  # said, but its maker died before it noted when: it is visible now at the latest
+            now_ms = time.time() * 1_000
+            self._note(untimed, [float("nan")] * len(untimed), float("nan"), float("nan"), now_ms)
+
+    def append(self, alerts: Sequence[Alert], *, decoded_ms: float, alerted_ms: float) -> None:
+        """Make ``alerts`` visible, but for those that a dead predecessor had said already."""
+        fresh = [a for a in alerts if a.alert_id not in self._said] if self._said else list(alerts)
+        if not fresh:
+            return
+        _write(self._alerts_fd, alert_lines(fresh))
+        visible_ms = time.time() * 1_000
+        self._note([a.alert_id for a in fresh], [float(a.append_ts_ms) for a in fresh], decoded_ms, alerted_ms, visible_ms)
+        self.alerts += len(fresh)
+
+    def close(self) -> None:
+        os.close(self._alerts_fd)
+        os.close(self._moments_fd)
+
+    def _note(self, ids: list[str], appended_ms: list[float], decoded_ms: float, alerted_ms: float, visible_ms: float) -> None:
+        rows = np.zeros(len(ids), MOMENTS_DTYPE)
+        rows["alert_id"], rows["appended"] = ids, appended_ms
+        rows["decoded"], rows["alerted"], rows["visible"] = decoded_ms, alerted_ms, visible_ms
+        _write(self._moments_fd, rows.tobytes())
+
+
+def read_moments(path: Path) -> pl.DataFrame:
+    """alert_id and four float64 moments, one row an alert; what is not known is null."""
+    rows = np.frombuffer(path.read_bytes(), MOMENTS_DTYPE)
+    times = {name: pl.Series(rows[name].copy(), dtype=pl.Float64).fill_nan(None) for name in ("appended", "decoded", "alerted", "visible")}
+    return pl.DataFrame({"alert_id": pl.Series([i.decode() for i in rows["alert_id"].tolist()], dtype=pl.String), **times})
+
+
+def _mend_lines(path: Path) -> list[str]:
+    """The alert ids in the file, after cutting off a line that a dying process did not finish."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole != len(text):
+        os.truncate(path, whole)
+    return [orjson.loads(line)["alert_id"] for line in text[:whole].splitlines()]
+
+
+def _mend_rows(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    whole = path.stat().st_size // MOMENTS_DTYPE.itemsize * MOMENTS_DTYPE.itemsize
+    os.truncate(path, whole)
+    return {i.decode() for i in np.frombuffer(path.read_bytes(), MOMENTS_DTYPE)["alert_id"].tolist()}
+
+
+def _write(fd: int, text: bytes) -> None:
+    view = memoryview(text)
+    while view:
+        view = view[os.write(fd, view) :]

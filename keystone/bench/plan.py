@@ -1,0 +1,134 @@
+"""What a run will be: options resolved to numbers that suit the machine, and checked against what it has. Pure but for `check`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from keystone.bench.machine import Machine, free_bytes
+from keystone.errors import UsageError
+
+EVENTS_PER_S_OF_A_SESSION_ACTOR = 1_000_000  # decode, sessions, lake: 0.5-0.8 us an event
+EVENTS_PER_S_OF_A_FLEET_ACTOR = 2_500_000  # device model, encoding, append: 0.25-0.35 us an event
+DEVICE_SECONDS = 5  # a device sends about every 5 s
+DEVICES_MAX = 10_000_000
+DEVICES_MIN = 100
+BYTES_PER_DEVICE = 700  # of fleet and session state together, with their slack: for the memory check only
+BYTES_PER_EVENT = 270  # in the log
+BYTES_PER_LAKE_ROW = 60
+LOG_SECONDS = 12  # of events that the log retains
+LOG_BYTES_MIN = 64 << 20
+MEMORY_BASE_BYTES = 2 << 30  # Ray, the interpreters, batches
+MEMORY_SHARE = 0.8  # of what is available
+SEARCH_PROBE_S = 12
+OWN_FILE = "report.json"  # what makes a directory recognisably a run's output
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line as given; None means: choose."""
+
+    eps: float = 1_000_000.0
+    seconds: int | None = None
+    devices: int | None = None
+    seed: int = 1
+    partitions: int | None = None
+    fleet_actors: int | None = None
+    session_actors: int | None = None
+    log: str | None = None
+    lake: bool = True
+    out: str = "bench-out"
+    bad_paths: float | None = None
+    epoch_ms: int | None = None
+    keep_log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """A run's numbers, all chosen."""
+
+    eps: float
+    seconds: int
+    devices: int
+    seed: int
+    partitions: int
+    fleet_actors: int
+    session_actors: int
+    log_bytes: int  # that the log may hold, all partitions together
+    lake: bool
+    bad_paths: float | None
+    epoch_ms: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def at(self, eps: float, *, seconds: int) -> BenchPlan:
+        """The same at another rate and length: the devices stay, so that probes differ in one thing only."""
+        return replace(self, eps=eps, seconds=seconds)
+
+
+def resolve(options: Options, machine: Machine) -> BenchPlan:
+    """Choose what was left open. Raises ``UsageError`` for values that cannot be."""
+    _refuse_nonsense(options)
+    sessions = options.session_actors or max(1, min(machine.cores - 1, math.ceil(options.eps / EVENTS_PER_S_OF_A_SESSION_ACTOR * 2)))
+    fleets = options.fleet_actors or max(1, min(machine.cores // 3, math.ceil(options.eps / EVENTS_PER_S_OF_A_FLEET_ACTOR)))
+    partitions = options.partitions or max(4, 2 * sessions, fleets)
+    if sessions > partitions or fleets > partitions:
+        raise UsageError(f"--partitions {partitions} must be at least --session-actors {sessions} and --fleet-actors {fleets}")
+    available = machine.memory_available_mib << 20
+    fits = max(DEVICES_MIN, int((available * MEMORY_SHARE - MEMORY_BASE_BYTES) / 2 / BYTES_PER_DEVICE))
+    devices = options.devices or int(max(DEVICES_MIN, min(DEVICES_MAX, options.eps * DEVICE_SECONDS, fits)))
+    return BenchPlan(
+        eps=options.eps,
+        seconds=options.seconds or 30,
+        devices=devices,
+        seed=options.seed,
+        partitions=partitions,
+        fleet_actors=fleets,
+        session_actors=sessions,
+        log_bytes=max(LOG_BYTES_MIN, int(options.eps * LOG_SECONDS * BYTES_PER_EVENT)),
+        lake=options.lake,
+        bad_paths=options.bad_paths,
+        epoch_ms=options.epoch_ms,
+    )
+
+
+def _refuse_nonsense(o: Options) -> None:
+    limits: list[tuple[str, float | None, float, float]] = [
+        ("--eps", o.eps, 1, 1e9),
+        ("--seconds", o.seconds, 1, 86_400),
+        ("--devices", o.devices, 1, DEVICES_MAX),
+        ("--partitions", o.partitions, 1, 4_096),
+        ("--fleet-actors", o.fleet_actors, 1, 1_024),
+        ("--session-actors", o.session_actors, 1, 1_024),
+        ("--bad-paths", o.bad_paths, 0, 1),
+        ("--seed", o.seed, 0, 2**63 - 1),
+    ]
+    for name, value, low, high in limits:
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{name} {value:,.10g} must be between {low:,.10g} and {high:,.10g}")
+
+
+def check_room(plan: BenchPlan, machine: Machine, out: Path, log_home: Path) -> None:
+    """Refuse a run that the machine cannot hold, before it starts, with one line that says what to change."""
+    log_needs = int(plan.log_bytes * 1.2)
+    if (free := free_bytes(log_home)) < log_needs:
+        raise UsageError(f"the log needs {log_needs >> 20:,} MiB, {log_home} has {free >> 20:,} free: choose another place by --log, or a lower --eps")
+    lake_needs = int(plan.eps * plan.seconds * BYTES_PER_LAKE_ROW) if plan.lake else 0
+    if (free := free_bytes(out)) < lake_needs:
+        raise UsageError(f"the lake needs about {lake_needs >> 20:,} MiB, {out} has {free >> 20:,} free: another --out, fewer --seconds, or --no-lake")
+    needs = MEMORY_BASE_BYTES + plan.devices * BYTES_PER_DEVICE + (log_needs if str(log_home).startswith("/dev/shm") else 0)  # noqa: S108
+    if machine.memory_available_mib << 20 < needs:
+        raise UsageError(f"the run needs about {needs >> 20:,} MiB of memory, {machine.memory_available_mib:,} are free: fewer --devices or a lower --eps")
+
+
+def log_home(options: Options, plan: BenchPlan, fallback: Path) -> tuple[Path, str | None]:
+    """Where the log goes, and a line to say where that is not the obvious place (memory)."""
+    if options.log is not None:
+        return Path(options.log), None
+    memory = Path("/dev/shm")  # noqa: S108
+    if memory.is_dir() and free_bytes(memory) >= plan.log_bytes * 1.2:
+        return memory, None
+    return fallback, f"/dev/shm is too small for the log ({int(plan.log_bytes * 1.2) >> 20:,} MiB): using {fallback}"

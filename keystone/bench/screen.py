@@ -1,0 +1,153 @@
+"""What people see: the run while it goes, and one screen (100 x 40) at its end. Pure but for `Progress`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Self
+
+PLAIN_EVERY_S = 5.0  # off a terminal: one line this often
+WIDTH = 100
+_COLOURS = {"pass": "green", "fail": "red", "invalid": "yellow"}
+REASONS_SHOWN = 6
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds as people read them, at most 8 letters."""
+    if value is None:
+        return "-"
+    if abs(value) >= 10_000:
+        return f"{value / 1_000:,.1f} s"
+    return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def final_lines(r: dict[str, Any]) -> list[str]:
+    """The end of a run from its report: plain lines, at most 100 letters wide and 40 high."""
+    lines = [f"{r['verdict'].upper()}  {r['achieved_eps']:,.0f} events/s of {r['target_eps']:,.0f} for {r['seconds']:g} s"]
+    reasons = r["reasons"]
+    lines += [f"  - {reason}" for reason in reasons[:REASONS_SHOWN]]
+    if len(reasons) > REASONS_SHOWN:
+        lines.append(f"  - and {len(reasons) - REASONS_SHOWN} more in report.json")
+    lines += [f"  note: {note}" for note in r["notes"][:3]]
+    lines += ["", *_run(r), "", *_latency(r), "", *_truth_and_ledger(r), "", *_costs(r), "", *_machine(r)]
+    return [line[:WIDTH] for line in lines]
+
+
+def _run(r: dict[str, Any]) -> list[str]:
+    bench = r["config"]["bench"]
+    lag = r["lag"]
+    return [
+        f"run       {count(r['events'])} events, {r['bytes'] / 1e6:,.0f} MB, {count(r['devices'])} devices, {count(r['sessions'])} sessions, seed {r['seed']}",
+        f"layout    {bench['partitions']} partitions, {bench['fleet_actors']} fleet and {bench['session_actors']} session actors",
+        f"lag       at most {count(lag['max_events'])} events, slope {lag['slope_events_per_s']:+,.0f} events/s",
+    ]
+
+
+def _latency(r: dict[str, Any]) -> list[str]:
+    names = {
+        "send delay (all events)": r["send_delay_ms"],
+        "intended -> appended": r["latency_ms"]["send"],
+        "appended -> decoded": r["latency_ms"]["decode"],
+        "decoded -> alerted": r["latency_ms"]["alert"],
+        "alerted -> visible": r["latency_ms"]["write"],
+        "detect (appended -> visible)": r["latency_ms"]["detect"],
+        "END TO END (intended -> visible)": r["latency_ms"]["end_to_end"],
+    }
+    lines = [f"{'latency, ms':<33}" + "".join(f"{h:>9}" for h in ("p50", "p90", "p99", "p999", "max")) + f"{'count':>13}{'<0':>6}"]
+    for name, q in names.items():
+        values = "".join(f"{ms(q[k]):>9}" for k in ("p50", "p90", "p99", "p999", "max"))
+        lines.append(f"{name:<33}{values}{q['count']:>13,}{q['negatives']:>6,}")
+    lines.append(f"{'within 3 s':<33}{r['within_3s'] * 100:>9.3f} % of the expected alerts")
+    return lines
+
+
+def _truth_and_ledger(r: dict[str, Any]) -> list[str]:
+    t, g = r["truth"], r["ledger"]
+    return [
+        f"truth     {count(t['expected'])} expected, {count(t['alerted'])} alerted: {count(t['missed'])} missed, {count(t['false'])} false, {count(t['duplicate'])} doubled",
+        f"ledger    sent {count(g['sent'])} = received {count(g['received'])} = accepted {count(g['accepted'])} + dead-lettered {count(g['dead_lettered'])}",
+        f"          accepted = applied {count(g['applied'])} + duplicates {count(g['duplicates'])}; lake rows {count(g['lake_rows'])}",
+    ]
+
+
+def _costs(r: dict[str, Any]) -> list[str]:
+    cpu, memory = r["cpu_us_per_event"], r["memory"]
+    state = f", {memory['bytes_per_session']:,.0f} B a session ({count(memory['sessions_active_max'])} at once)" if memory["bytes_per_session"] else ""
+    lines = [
+        f"CPU us    {cpu['total']:.3f} an event: fleet {cpu['fleet']:.3f}, sessions {cpu['sessions']:.3f}, other {cpu['other']:.3f}",
+        f"memory    {memory['private_max_mib']:,.0f} MiB private, {memory['rss_max_mib']:,.0f} MiB sum of RSS{state}",
+    ]
+    if "unit" in r:
+        lines.append(f"unit      u = {r['unit']['events_per_s']:,} events/s (polars, one thread): this run {r['unit']['achieved_units']:.2f} u")
+    return lines
+
+
+def _machine(r: dict[str, Any]) -> list[str]:
+    m, v = r["machine"], r["versions"]
+    if not m:
+        return []
+    load = " ".join(f"{x:.2f}" for x in m["load_average"])
+    shown = ", ".join(f"{name} {v[name]}" for name in ("ray", "numpy", "numba", "polars", "pyarrow") if name in v)
+    return [f"machine   {m['cpu']}, {m['cores']} cores, {m['memory_mib']:,} MiB, load before {load}", f"          Python {m['python']}, {shown}"]
+
+
+def print_final(report: dict[str, Any]) -> None:
+    """The final screen on stdout, its verdict coloured on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    first, *rest = final_lines(report)
+    console.print(Text(first, style=f"bold {_COLOURS[report['verdict']]}"))
+    console.print(Text("\n".join(rest)))
+
+
+class Progress:
+    """One live line on a terminal, a plain line every few seconds elsewhere. On stderr: stdout is for results."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._is_live = sys.stderr.isatty()
+        self._live: Any = None
+        self._said_at_s = float("-inf")
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        from rich.text import Text
+
+        self._console.print(Text(line))
+
+    def show(self, at_s: float, fields: dict[str, str]) -> None:
+        """The state of the run; ``at_s`` rises from call to call."""
+        if self._live is not None:
+            self._live.update(_table(fields))
+        elif at_s - self._said_at_s >= PLAIN_EVERY_S:
+            self._said_at_s = at_s
+            self.say("  ".join(f"{name} {value}" for name, value in fields.items()))
+
+
+def _table(fields: dict[str, str]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in fields:
+        table.add_column(name, justify="right", min_width=10)
+    table.add_row(*fields.values())
+    return table
