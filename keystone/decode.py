@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import secrets as entropy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from keystone.events import (
-    DEAD_LETTER_BYTES_MAX, DICTIONARY_COLUMNS, EVENT_NAMES, INT_COLUMNS, LINE_BYTES_MAX, PADDING, REASONS, U8, U64, DeadLetter, EventBatch, Records, StringColumn,
+    DEAD_LETTER_BYTES_MAX, DICTIONARY_COLUMNS, EVENT_NAMES, LINE_BYTES_MAX, PADDING, REASONS, U8, U64, DeadLetter, EventBatch, Records, StringColumn,
 )  # fmt: skip
 from keystone.kernels import decode as kernel
 from keystone.kernels import words as word_kernel
+from keystone.kernels.columns import take_rows
 from keystone.kernels.glue import Glue, new_glue
+from keystone.partition import partitions_of
 
 ROWS_MAX = 4096  # of one batch: ~250 B a row keeps its columns in a second-level cache of 1 MB
 BYTES_MAX = 4 << 20  # of text one batch may take in; bounds the identifier columns
 DEAD_MAX = 1024  # dead letters of one kernel call; more make another call
-WORDS_MIN = 1 << 12  # slots the dictionaries start with
-ARENA_MIN = 1 << 20  # bytes they start with
 
+_DUPLICATE, _LATE = 4, 5  # rows of ``Columns.valid`` behind the four string columns
 PHASES = ("startup", "seek")  # codes 0 and 1 of the phase column; the kernel knows them
 
 
@@ -39,11 +39,7 @@ class Dictionaries:
         self._values: list[list[str]] = [[] for _ in range(columns)]
         self._arrow: list[pa.Array | None] = [None] * columns
         self._seen = 0
-        i64 = np.int64
-        slots = np.zeros(WORDS_MIN * word_kernel.SLOT_WORDS, np.uint64)
-        arena, counts, state = np.empty(ARENA_MIN, np.uint8), np.zeros(columns, i64), np.zeros(2, i64)
-        by_entry = [np.zeros(WORDS_MIN // 2, i64) for _ in range(4)]
-        self.words = word_kernel.Words(slots, arena, *by_entry, counts, state, self._secrets)
+        self.words = word_kernel.new_words(columns, self._secrets)
         for name in EVENT_NAMES:
             self.intern(0, name.encode())
         for name in PHASES:
@@ -145,8 +141,8 @@ class Decoder:
         self.rows_max, self.bytes_max = rows_max, bytes_max
         self.dictionaries = Dictionaries(seed=seed)
         self._glue: Glue = new_glue()
-        self._columns = _new_columns(rows_max, bytes_max)
-        self._scratch = _new_scratch()
+        self.columns = kernel.new_columns(rows_max, bytes_max)
+        self._scratch = kernel.new_scratch()
         self._dead = np.zeros((5, DEAD_MAX), np.int64)
         self._progress = np.zeros(12, np.int64)
 
@@ -163,7 +159,7 @@ class Decoder:
         while True:
             kernel.decode_records(
                 text, records.starts, records.ends, records.offsets, records.append_ts_ms, int(per_line), self.rows_max, self.bytes_max,
-                self._columns, self._glue, self.dictionaries.words, self._scratch, self._dead, progress,
+                self.columns, self._glue, self.dictionaries.words, self._scratch, self._dead, progress,
             )  # fmt: skip
             yield self._decoded(records, per_line)
             status = int(progress[kernel.P_STATUS])
@@ -176,7 +172,7 @@ class Decoder:
         progress = self._progress
         rows = int(progress[kernel.P_ROWS])
         dead = [self._dead_letter(records, per_line, i) for i in range(int(progress[kernel.P_DEAD]))]
-        return Decoded(self._batch(records.partition, rows), dead, int(progress[kernel.P_RECEIVED]), int(progress[kernel.P_EMPTY]))
+        return Decoded(batch_of(self.columns, records.partition, rows), dead, int(progress[kernel.P_RECEIVED]), int(progress[kernel.P_EMPTY]))
 
     def _dead_letter(self, records: Records, per_line: bool, i: int) -> DeadLetter:
         record, line, start, size, reason = (int(x) for x in self._dead[:, i])
@@ -186,49 +182,36 @@ class Decoder:
             offset, line = offset + line, 0
         return DeadLetter(records.partition, offset, line, REASONS[reason], size, raw)
 
-    def _batch(self, partition: int, rows: int) -> EventBatch:
-        c = self._columns
-        strings = [StringColumn(c.ends[i, : rows + 1], data, c.valid[i, :rows]) for i, data in enumerate((c.device, c.session, c.user, c.extra))]
-        return EventBatch(
-            partition, rows, c.kind[:rows], c.fatal[:rows], c.ts[:rows], c.ints[:, :rows], c.codes[:, :rows], *strings,
-            c.key_lo[:rows], c.key_hi[:rows], c.user_hash[:rows], c.offset[:rows], c.line[:rows], c.append_ts[:rows],
-            self._duplicate[:rows], self._late[:rows],
-        )  # fmt: skip
-
-    @property
-    def _duplicate(self) -> U8:
-        return self._columns.valid[4]  # type: ignore[no-any-return]
-
-    @property
-    def _late(self) -> U8:
-        return self._columns.valid[5]  # type: ignore[no-any-return]
-
     @property
     def state_bytes(self) -> int:
         """Bytes of the dictionaries (the rest is fixed)."""
         return self.dictionaries.state_bytes
 
 
-def _new_columns(rows: int, text_bytes: int) -> kernel.Columns:
-    capacity = text_bytes + LINE_BYTES_MAX + PADDING  # untouched pages cost nothing
-    data = [np.empty(capacity, np.uint8) for _ in range(4)]
-    valid = np.ones((6, rows), np.uint8)  # four string columns, then duplicate and late
-    i64: npt.DTypeLike = np.int64
-    return kernel.Columns(
-        np.empty(rows, np.int8), np.empty(rows, np.int8), np.empty(rows, i64), np.empty((len(INT_COLUMNS), rows), i64),
-        np.empty((len(DICTIONARY_COLUMNS), rows), np.int32), valid, np.zeros((4, rows + 1), np.int32), *data,
-        np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, i64),
-        np.empty(rows, np.int32), np.empty(rows, i64),
+def batch_of(columns: kernel.Columns, partition: int, rows: int) -> EventBatch:
+    """The first ``rows`` rows as a batch; nothing is copied."""
+    c = columns
+    strings = [StringColumn(c.ends[i, : rows + 1], data, c.valid[i, :rows]) for i, data in enumerate((c.device, c.session, c.user, c.extra))]
+    return EventBatch(
+        partition, rows, c.kind[:rows], c.fatal[:rows], c.ts[:rows], c.ints[:, :rows], c.codes[:, :rows], *strings,
+        c.key_lo[:rows], c.key_hi[:rows], c.user_hash[:rows], c.offset[:rows], c.line[:rows], c.append_ts[:rows],
+        c.valid[_DUPLICATE, :rows], c.valid[_LATE, :rows],
     )  # fmt: skip
 
 
-def _new_scratch() -> kernel.Scratch:
-    names = np.zeros((len(kernel.FIELD_NAMES), 32), np.uint8)
-    for i, name in enumerate(kernel.FIELD_NAMES):
-        names[i, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-    keys = np.zeros(kernel.KEY_SLOTS * kernel.KEY_WORDS, np.uint64)
-    kernel.fill_keys(names, np.array([len(n) for n in kernel.FIELD_NAMES], np.int64), keys)
-    return kernel.Scratch(
-        np.empty((7, kernel.EXTRAS_MAX + 1), np.int64), np.zeros(kernel.EXTRA_SLOTS + 1, np.int64), np.empty(LINE_BYTES_MAX + 16, np.uint8),
-        np.empty(LINE_BYTES_MAX + 4 * PADDING, np.uint8), keys,
-    )  # fmt: skip
+class PartitionSplitter:
+    """Deals the rows of a plain file's batch to the partitions that their devices belong to (murmur2)."""
+
+    def __init__(self, decoder: Decoder, partitions: int) -> None:
+        self._source = decoder.columns
+        self._target = kernel.new_columns(decoder.rows_max, decoder.bytes_max)
+        self._partitions = partitions
+
+    def split(self, batch: EventBatch, wanted: Sequence[int]) -> Iterator[EventBatch]:
+        """The rows of each wanted partition that has any, in order. Each is overwritten by the next."""
+        partitions = partitions_of(batch.device_id, self._partitions)
+        present = np.bincount(partitions, minlength=self._partitions)
+        for partition in wanted:
+            if present[partition]:
+                rows = int(take_rows(self._source, partitions, partition, batch.rows, self._target))
+                yield batch_of(self._target, partition, rows)

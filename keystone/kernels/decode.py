@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keystone.events import BOOL_NULL, CODE_NULL, DEPTH_MAX, DICTIONARY_COLUMNS, ID_COLUMNS, INT_COLUMNS, INT_NULL, LINE_BYTES_MAX, REASONS
+from keystone.events import BOOL_NULL, CODE_NULL, DEPTH_MAX, DICTIONARY_COLUMNS, ID_COLUMNS, INT_COLUMNS, INT_NULL, LINE_BYTES_MAX, PADDING, REASONS
+from keystone.kernels.columns import take_rows
 from keystone.kernels.compiler import callee, kernel, piece
-from keystone.kernels.glue import GLUE_BYTES, IS_STRING, MISS_COST, NODE_ENTRY, NODE_FIELD, NODE_START, SCORE_MAX, SULK, WAYS, find_or_add, follow, promote
+from keystone.kernels.glue import GLUE_BYTES, IS_STRING, MISS_COST, NODE_ENTRY, NODE_FIELD, NODE_START, SCORE_MAX, SULK, WAYS, find_or_add, follow, new_glue, promote
 from keystone.kernels.json_text import (
     ASCII_ZEROS, CLOSE_OBJECT, COLON, COMMA, INT_LIMIT, LF, LOW_32, MINUS, NINE, NUMBER_OK, OPEN_ARRAY, OPEN_OBJECT, QUOTE, WORD_NULL, WORD_TRUE, ZERO,
     eight_digits, exact_integer, is_utf8, scan_literal, scan_number, scan_string, scan_value, skip_blanks, unescape,
 )  # fmt: skip
 from keystone.kernels.wide import copy_32, equal_32, item, load_u64, same_32, string_stops, trailing_zeros
-from keystone.kernels.words import FULL, LOW_BYTES, fold, hash_128, intern
+from keystone.kernels.words import FULL, LOW_BYTES, fold, hash_128, intern, intern_one, new_words, rehash
 
 U = np.uint64
 
@@ -681,3 +682,42 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
     progress[P_TOTAL_ROWS] += row
     progress[P_BYTES] = used_bytes
     progress[P_STATUS] = status
+
+
+def new_columns(rows: int, text_bytes: int) -> Columns:
+    """Room for ``rows`` rows whose strings hold at most ``text_bytes`` (and one longest line) a column."""
+    capacity = text_bytes + LINE_BYTES_MAX + PADDING  # untouched pages cost nothing
+    data = [np.empty(capacity, np.uint8) for _ in range(4)]
+    valid = np.zeros((6, rows), np.uint8)  # four string columns, then duplicate and late
+    valid[:2] = 1  # device_id and session_id are never null
+    i64 = np.int64
+    return Columns(
+        np.empty(rows, np.int8), np.empty(rows, np.int8), np.empty(rows, i64), np.empty((INTS, rows), i64),
+        np.empty((CODES, rows), np.int32), valid, np.zeros((4, rows + 1), np.int32), *data,
+        np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, i64),
+        np.empty(rows, np.int32), np.empty(rows, i64),
+    )  # fmt: skip
+
+
+def new_scratch() -> Scratch:
+    """Scratch room, untouched where it can be, and the table of known keys."""
+    names = np.zeros((len(FIELD_NAMES), 32), np.uint8)
+    for i, name in enumerate(FIELD_NAMES):
+        names[i, : len(name)] = np.frombuffer(name.encode(), np.uint8)
+    keys = np.zeros(KEY_SLOTS * KEY_WORDS, np.uint64)
+    fill_keys(names, np.array([len(n) for n in FIELD_NAMES], np.int64), keys)
+    return Scratch(
+        np.empty((7, EXTRAS_MAX + 1), np.int64), np.zeros(EXTRA_SLOTS + 1, np.int64), np.empty(LINE_BYTES_MAX + 16, np.uint8),
+        np.empty(LINE_BYTES_MAX + 4 * PADDING, np.uint8), keys,
+    )  # fmt: skip
+
+
+def warm_up() -> None:
+    """Compile, or load, every kernel of decoding."""
+    words = new_words(CODES, np.arange(1, 17, 2, dtype=np.uint64))
+    intern_one(np.zeros(PADDING, np.uint8), 0, 0, words)
+    rehash(words.slots, new_words(CODES, words.secrets))
+    columns, one, none = new_columns(1, 0), np.zeros(1, np.int64), np.zeros(0, np.int64)
+    dead, progress = np.zeros((5, 1), np.int64), np.zeros(12, np.int64)
+    decode_records(np.zeros(PADDING, np.uint8), none, none, none, none, 0, 1, 1, columns, new_glue(), words, new_scratch(), dead, progress)
+    take_rows(columns, one.astype(np.int32), 1, 1, new_columns(1, 0))

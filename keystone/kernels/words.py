@@ -17,6 +17,8 @@ from keystone.kernels.wide import item, load_u64, multiply_high
 U = np.uint64
 FULL = -2  # intern: no room; the caller grows the table and asks again
 SLOT_WORDS = 4
+SLOTS_MIN = 1 << 12  # to start with: 128 KB, half a second-level cache's share
+ARENA_BYTES_MIN = 1 << 20
 COUNT, BYTES = 0, 1  # places in Words.state
 KNOWN_EVENTS = 5  # codes 0..4 of the event column are the five known names
 
@@ -35,6 +37,14 @@ class Words(NamedTuple):
     codes_used: np.ndarray  # by column
     state: np.ndarray  # COUNT, BYTES
     secrets: np.ndarray  # uint64 (8,), odd
+
+
+def new_words(columns, secrets):
+    """An empty table for that many columns."""
+    i64 = np.int64
+    by_entry = [np.zeros(SLOTS_MIN // 2, i64) for _ in range(4)]
+    slots, arena = np.zeros(SLOTS_MIN * SLOT_WORDS, np.uint64), np.empty(ARENA_BYTES_MIN, np.uint8)
+    return Words(slots, arena, *by_entry, np.zeros(columns, i64), np.zeros(2, i64), secrets)
 
 
 @piece
