@@ -1,0 +1,166 @@
+"""Configuration: what wins, and what a person reads who made a mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from keystone.config import Config, load, setting_names, variable_of
+from keystone.errors import UsageError
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "keystone.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_defaults_read_nothing(tmp_path, monkeypatch):
+    (tmp_path / "keystone.toml").write_text("[session]\ntimeout_ms = 77000\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEYSTONE_SESSION__GRACE_MS", "5")
+    assert Config().session.timeout_ms == 90_000
+    assert Config().session.grace_ms == 10_000
+    assert load(env={}).session.timeout_ms == 77_000  # load() does look here
+    assert load().session.grace_ms == 5  # and into the environment
+
+
+def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(env={}) == Config()
+
+
+def test_flags_win_over_variables_over_file_over_defaults(file):
+    path = file("[session]\ntimeout_ms = 20000\ngrace_ms = 1\nsessions_max = 10\n")
+    env = {"KEYSTONE_SESSION__TIMEOUT_MS": "30000", "KEYSTONE_SESSION__GRACE_MS": "2", "HOME": "/"}
+    session = load(path, env, {"session.timeout_ms": 40_000}).session
+    assert (session.timeout_ms, session.grace_ms, session.sessions_max) == (40_000, 2, 10)
+
+
+def test_the_file_may_be_named_by_a_variable_and_a_path_wins(file, tmp_path):
+    named = file("[session]\ngrace_ms = 3\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[session]\ngrace_ms = 4\n")
+    env = {"KEYSTONE_CONFIG": str(named)}
+    assert load(env=env).session.grace_ms == 3
+    assert load(other, env).session.grace_ms == 4
+
+
+def test_lists_in_variables_and_flags_are_json(file):
+    env = {"KEYSTONE_DETECTION__LADDER_KBPS": "[100, 200]"}
+    assert load(file(""), env).detection.ladder_kbps == (100, 200)
+    assert load(file(""), env, {"detection.ladder_kbps": "[7]"}).detection.ladder_kbps == (7,)
+
+
+def test_every_setting_can_be_given_in_the_file_by_variable_and_by_flag(file):
+    defaults = Config().model_dump()
+    names = list(setting_names())
+    assert len(names) == sum(len(table) for table in defaults.values())
+    for name in names:
+        table, leaf = name.split(".")
+        value = defaults[table][leaf]
+        written = str(list(value)) if isinstance(value, tuple) else str(value)
+        assert load(file(f"[{table}]\n{leaf} = {written}\n"), {}) == Config()
+        assert load(file(""), {variable_of(name): written}) == Config()
+        assert load(file(""), {}, {name: value}) == Config()
+
+
+def test_the_tree_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().session.timeout_ms = 1
+
+
+def test_a_tree_built_in_code_refuses_unknown_names():
+    with pytest.raises(ValidationError, match="timeout_s"):
+        Config(session={"timeout_s": 1})
+
+
+MISTAKES_IN_FILES = [
+    ("[session]\ntimeout_s = 5", r"session\.timeout_s is no setting: did you mean session\.timeout_ms\?"),
+    ("[session]\nxyz = 5", r"session\.xyz is no setting: remove it, or choose one of session\.timeout_ms, session\.grace_ms, session\.sessions_max$"),
+    ("[sesion]\ntimeout_ms = 5", r"sesion is no setting: did you mean session\?$"),
+    ("[sinks]\nport = 5", r"sinks is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*, log\.\*$"),
+    ("timeout_ms = 5", r"timeout_ms is no setting: did you mean session\.timeout_ms\?$"),
+    ("[session]\ntimeout_ms = 'abc'", r"session\.timeout_ms = 'abc' must be a valid integer"),
+    ("[session]\ntimeout_ms = -1", r"session\.timeout_ms = -1 must be greater than 0$"),
+    ("[session.timeout_ms]\na = 3", r"session\.timeout_ms = \{'a': 3\} must be a valid integer$"),
+    ("session = 3", r"session = 3 is a table, not a value: write \[session\]"),
+    ("[detection]\nladder_kbps = [300, 200]", r"detection\.ladder_kbps = \[300, 200\] must list rising bitrates, each once$"),
+    ("[detection]\nladder_kbps = []", r"detection\.ladder_kbps = \[\] must list rising bitrates"),
+    ("[detection]\nladder_kbps = [1, 'x']", r"detection\.ladder_kbps\.1 = 'x' must be a valid integer"),
+    ("a =", r"is not TOML: "),
+    ("[session]\ntimeout_ms = 5", r"session\.timeout_ms = 5 must exceed detection\.open_stall_ms = 10000: raise timeout_ms, or "),
+    ("[lake]\nfile_rows_max = 5", r"lake\.file_rows_max = 5 must be at least lake\.row_group_rows = 131072: lower row_group_rows"),
+    ("[log]\nretention_bytes = 17000000", r"log\.retention_bytes = 17000000 must be at least twice log\.segment_bytes = 16777216: lower"),
+    ("[log]\nrecord_bytes_max = 9000000", r"log\.record_bytes_max = 9000000 must be at most half of log\.segment_bytes = 16777216: raise"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES_IN_FILES, ids=[text.replace("\n", " ") for text, _ in MISTAKES_IN_FILES])
+def test_a_mistake_in_the_file_is_told_in_one_line(file, text, message):
+    path = file(text)
+    with pytest.raises(UsageError) as caught:
+        load(path, {})
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    assert re.search(message, line)
+
+
+MISTAKES_IN_VARIABLES = [
+    ("KEYSTONE_TYPO", "1", r"^KEYSTONE_TYPO is no setting: remove it, or choose one of KEYSTONE_SESSION__\*, .*KEYSTONE_CONFIG, KEYSTONE_CACHE_DIR$"),
+    ("KEYSTONE_CONFG", "1", r"^KEYSTONE_CONFG is no setting: did you mean KEYSTONE_CONFIG\?$"),
+    ("KEYSTONE_SESSION__TIMEOUT", "1", r"^KEYSTONE_SESSION__TIMEOUT is no setting: did you mean KEYSTONE_SESSION__TIMEOUT_MS\?$"),
+    ("KEYSTONE_SESSION__TIMEOUT_MS", "1x", r"^KEYSTONE_SESSION__TIMEOUT_MS: session\.timeout_ms = '1x' must be a valid integer"),
+    ("KEYSTONE_SESSION__TIMEOUT_MS", "", r"^KEYSTONE_SESSION__TIMEOUT_MS: session\.timeout_ms = '' must be a valid integer"),
+    ("KEYSTONE_DETECTION__LADDER_KBPS", "[1, 2", r"^KEYSTONE_DETECTION__LADDER_KBPS: detection\.ladder_kbps = '\[1, 2' must be a valid tuple"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "message"), MISTAKES_IN_VARIABLES, ids=[f"{name}={value}" for name, value, _ in MISTAKES_IN_VARIABLES])
+def test_a_mistake_in_a_variable_is_told_in_one_line(file, variable, value, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        load(file(""), {variable: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_between_two_places_names_both(file):
+    path = file("[session]\ntimeout_ms = 5000\n")
+    with pytest.raises(UsageError) as caught:
+        load(path, {"KEYSTONE_DETECTION__OPEN_STALL_MS": "6000"})
+    assert str(caught.value).startswith(f"{path}, KEYSTONE_DETECTION__OPEN_STALL_MS: session.timeout_ms = 5000 must exceed")
+
+
+def test_an_unknown_flag_is_refused(file):
+    with pytest.raises(UsageError, match=r"^session\.timeout is no setting: did you mean session\.timeout_ms\?$"):
+        load(file(""), {}, {"session.timeout": 1})
+
+
+def test_a_named_file_must_be_there(tmp_path):
+    with pytest.raises(UsageError, match=r"no such configuration file: correct --config$"):
+        load(tmp_path / "absent.toml", {})
+    with pytest.raises(UsageError, match=r"no such configuration file: correct KEYSTONE_CONFIG$"):
+        load(env={"KEYSTONE_CONFIG": str(tmp_path / "absent.toml")})
+
+
+def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\)"):
+        load(tmp_path, {})
+
+
+def test_importing_the_configuration_loads_nothing_heavy():
+    program = "import sys, keystone.config; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "KEYSTONE_TYPO": "1"})
+    loaded = set(answer.stdout.split())
+    assert "pydantic" in loaded
+    assert not loaded & {"numpy", "numba", "ray", "kafka", "polars", "pyarrow", "rich"}
