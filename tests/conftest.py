@@ -1,0 +1,21 @@
+"""What all tests share: how hypothesis searches, and that no setting of the person who runs them leaks in."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
+settings.register_profile("person", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "person")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_ours(monkeypatch):
+    """Variables that name settings would change what tests see; where kernels are kept is no such thing."""
+    for name in tuple(os.environ):
+        if name.startswith("KEYSTONE_") and name != "KEYSTONE_CACHE_DIR":
+            monkeypatch.delenv(name)
