@@ -3,8 +3,10 @@
 KeystoneError
 ├── UsageError             the user changes something (config, flags, files) and tries again; exit 2
 ├── LedgerError            the sums do not balance: a defect; the run is worth nothing
+├── SessionsFull           more sessions are active than session.sessions_max: raise it, or take more partitions
 ├── LogError
 │   ├── LogFull            the log is full and its readers lag: wait, or give it more room
+│   ├── RecordTooLarge     never as it is: split it
 │   ├── LogInUse           another run writes here: choose another directory
 │   ├── LogClosed          the reader or writer was closed
 │   ├── OffsetOutOfRange   retention overtook the reader, or the offset was never written
@@ -29,12 +31,20 @@ class LedgerError(KeystoneError):
     """The sums of the ledger do not balance."""
 
 
+class SessionsFull(KeystoneError):
+    """More sessions are active in one partition than its table may hold."""
+
+
 class LogError(KeystoneError):
     """The log cannot do what was asked."""
 
 
 class LogFull(LogError):
     """No room, and nothing may be dropped yet."""
+
+
+class RecordTooLarge(LogError):
+    """A value is larger than the log takes in one record."""
 
 
 class LogInUse(LogError):

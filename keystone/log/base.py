@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from keystone.events import U8, Records
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """Where one record went."""
+class Appended(NamedTuple):
+    """Where one record went. A tuple, because building a frozen dataclass costs as much as the whole append."""
 
     offset: int
     append_ts_ms: int
@@ -24,7 +22,8 @@ class LogWriter(Protocol):
 
         The record is readable when this returns. Append times never go back within a partition. Where the log is
         full and its oldest records are not consumed yet, the call waits (back-pressure) up to a named limit, then
-        raises ``LogFull``. ``events`` is how many lines the record holds; it feeds the lag counters only.
+        raises ``LogFull``; nothing was appended then, and the same call may be made again. ``RecordTooLarge`` where the
+        value is over the log's limit. ``events`` is how many lines the record holds; it feeds the lag counters only.
         """
 
     def close(self) -> None:
@@ -56,7 +55,28 @@ class LogReader(Protocol):
         """The offset the next poll starts at."""
 
     def commit(self, offset: int) -> None:
-        """Say that everything below ``offset`` is consumed: retention may drop it."""
+        """Say that everything below ``offset`` is consumed: retention may drop it. Never goes back."""
+
+    def processed(self, offset: int) -> None:
+        """Say that everything below ``offset`` is processed, if not yet safe: feeds the lag counters only."""
 
     def close(self) -> None:
         """Release the files. May be repeated; a poll after it raises ``LogClosed``."""
+
+
+class Log(Protocol):
+    """Partitions of records."""
+
+    partitions: int
+
+    def writer(self, partition: int) -> LogWriter:
+        """The one writer of ``partition``; ``LogInUse`` while there is another."""
+
+    def reader(self, partition: int) -> LogReader:
+        """A reader of ``partition``, placed at its start offset."""
+
+    def lag(self, partition: int) -> int:
+        """Events appended to ``partition`` and not yet reported processed (or consumed) by a reader."""
+
+    def close(self) -> None:
+        """Close every writer and reader it gave. May be repeated."""
