@@ -108,9 +108,10 @@ def remote_class(cls: type, **options: Any) -> Any:
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        found: list[psutil.Process] = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    return found
 
 
 def _short_temp_dir() -> str:

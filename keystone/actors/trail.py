@@ -16,7 +16,6 @@ import numpy as np
 import orjson
 import polars as pl
 
-from keystone.sinks.ndjson import alert_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,23 +49,25 @@ class AlertTrail:
         untimed = [alert_id for alert_id in known if alert_id not in timed]
         if untimed:  # said, but its maker died before it noted when: it is visible now at the latest
             now_ms = time.time() * 1_000
-            self._note(untimed, [float("nan")] * len(untimed), float("nan"), float("nan"), now_ms)
+            unknown = [float("nan")] * len(untimed)
+            self._note(untimed, unknown, unknown, unknown, now_ms)
 
-    def append(self, alerts: Sequence[Alert], *, decoded_ms: float, alerted_ms: float) -> None:
-        """Make ``alerts`` visible, but for those that a dead predecessor had said already."""
-        fresh = [a for a in alerts if a.alert_id not in self._said] if self._said else list(alerts)
+    def append(self, alerts: Sequence[Alert], *, decoded_ms: Sequence[float], alerted_ms: Sequence[float]) -> None:
+        """Make ``alerts`` visible, but for those that a dead predecessor had said already. One moment an alert."""
+        fresh = [i for i, a in enumerate(alerts) if a.alert_id not in self._said]
         if not fresh:
             return
-        _write(self._alerts_fd, alert_lines(fresh))
+        _write(self._alerts_fd, alert_lines([alerts[i] for i in fresh]))
         visible_ms = time.time() * 1_000
-        self._note([a.alert_id for a in fresh], [float(a.append_ts_ms) for a in fresh], decoded_ms, alerted_ms, visible_ms)
+        appended_ms = [float(alerts[i].append_ts_ms) for i in fresh]
+        self._note([alerts[i].alert_id for i in fresh], appended_ms, [decoded_ms[i] for i in fresh], [alerted_ms[i] for i in fresh], visible_ms)
         self.alerts += len(fresh)
 
     def close(self) -> None:
         os.close(self._alerts_fd)
         os.close(self._moments_fd)
 
-    def _note(self, ids: list[str], appended_ms: list[float], decoded_ms: float, alerted_ms: float, visible_ms: float) -> None:
+    def _note(self, ids: list[str], appended_ms: list[float], decoded_ms: list[float], alerted_ms: list[float], visible_ms: float) -> None:
         rows = np.zeros(len(ids), MOMENTS_DTYPE)
         rows["alert_id"], rows["appended"] = ids, appended_ms
         rows["decoded"], rows["alerted"], rows["visible"] = decoded_ms, alerted_ms, visible_ms
@@ -97,6 +98,12 @@ def _mend_rows(path: Path) -> set[str]:
     whole = path.stat().st_size // MOMENTS_DTYPE.itemsize * MOMENTS_DTYPE.itemsize
     os.truncate(path, whole)
     return {i.decode() for i in np.frombuffer(path.read_bytes(), MOMENTS_DTYPE)["alert_id"].tolist()}
+
+
+def alert_lines(alerts: Sequence[Alert]) -> bytes:
+    """One JSON line an alert."""
+    fields = ("alert_id", "kind", "action", "device_id", "session_id", "event_ts", "seq", "buffers_in_run", "bitrate_kbps", "recommended_bitrate_kbps")
+    return b"".join(orjson.dumps({**{f: getattr(a, f) for f in fields}, **a.dimensions}, option=orjson.OPT_APPEND_NEWLINE) for a in alerts)
 
 
 def _write(fd: int, text: bytes) -> None:

@@ -126,8 +126,13 @@ class CpuMeter:
 
     def close(self) -> dict[str, float]:
         """End the window; CPU seconds by part."""
-        self.sample()
+        used = self.peek()
         self._is_open = False
+        return used
+
+    def peek(self) -> dict[str, float]:
+        """CPU seconds by part since the window opened."""
+        self.sample()
         used: dict[str, float] = {}
         for pid, last in self._last.items():
             part = self._parts[pid]

@@ -15,11 +15,13 @@ EVENTS_PER_S_OF_A_FLEET_ACTOR = 2_500_000  # device model, encoding, append: 0.2
 DEVICE_SECONDS = 5  # a device sends about every 5 s
 DEVICES_MAX = 10_000_000
 DEVICES_MIN = 100
-BYTES_PER_DEVICE = 700  # of fleet and session state together, with their slack: for the memory check only
+BYTES_PER_DEVICE = 400  # of fleet and session state together, with their slack: for the memory check only
 BYTES_PER_EVENT = 270  # in the log
 BYTES_PER_LAKE_ROW = 60
-LOG_SECONDS = 12  # of events that the log retains
-LOG_BYTES_MIN = 64 << 20
+LOG_SECONDS = 6  # of events that the log can hold: twice the promise, later is a failure anyway
+LOG_BYTES_MIN = 128 << 20
+SEGMENTS = 16  # of a partition's ring
+SEGMENT_BYTES_MIN = 1 << 20  # a frame must fit twice
 MEMORY_BASE_BYTES = 2 << 30  # Ray, the interpreters, batches
 MEMORY_SHARE = 0.8  # of what is available
 SEARCH_PROBE_S = 12
@@ -56,7 +58,7 @@ class BenchPlan:
     partitions: int
     fleet_actors: int
     session_actors: int
-    log_bytes: int  # that the log may hold, all partitions together
+    segment_bytes: int  # of the log; a partition holds SEGMENTS of them
     lake: bool
     bad_paths: float | None
     epoch_ms: int | None
@@ -64,9 +66,14 @@ class BenchPlan:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def log_bytes(self) -> int:
+        """What the log may hold, all partitions together."""
+        return self.segment_bytes * SEGMENTS * self.partitions
+
     def at(self, eps: float, *, seconds: int) -> BenchPlan:
         """The same at another rate and length: the devices stay, so that probes differ in one thing only."""
-        return replace(self, eps=eps, seconds=seconds)
+        return replace(self, eps=eps, seconds=seconds, segment_bytes=_segment_bytes(eps, self.partitions))
 
 
 def resolve(options: Options, machine: Machine) -> BenchPlan:
@@ -88,11 +95,16 @@ def resolve(options: Options, machine: Machine) -> BenchPlan:
         partitions=partitions,
         fleet_actors=fleets,
         session_actors=sessions,
-        log_bytes=max(LOG_BYTES_MIN, int(options.eps * LOG_SECONDS * BYTES_PER_EVENT)),
+        segment_bytes=_segment_bytes(options.eps, partitions),
         lake=options.lake,
         bad_paths=options.bad_paths,
         epoch_ms=options.epoch_ms,
     )
+
+
+def _segment_bytes(eps: float, partitions: int) -> int:
+    wanted = max(LOG_BYTES_MIN, int(eps * LOG_SECONDS * BYTES_PER_EVENT)) // (SEGMENTS * partitions)
+    return max(SEGMENT_BYTES_MIN, wanted >> 16 << 16)
 
 
 def _refuse_nonsense(o: Options) -> None:

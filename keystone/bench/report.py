@@ -32,6 +32,7 @@ class Measured:
     send_delay: Quantiles = field(default_factory=Quantiles.none)
     sums: Sums = field(default_factory=Sums)
     lag: list[LagSample] = field(default_factory=list)
+    log_full_ms: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)  # by PARTS
     rss_max_bytes: int = 0
     private_max_bytes: int = 0
@@ -60,6 +61,7 @@ def build_report(m: Measured) -> dict[str, Any]:
         send_delay_p99_ms=m.send_delay.p99,
         end_to_end_max_ms=latency["end_to_end"].max,
         faults=tuple(m.faults),
+        log_full_ms=m.log_full_ms,
     )
     verdict = judge(evidence)
     report: dict[str, Any] = {
@@ -79,7 +81,12 @@ def build_report(m: Measured) -> dict[str, Any]:
         "send_delay_ms": m.send_delay.as_dict(),
         "truth": m.score.as_dict(),
         "ledger": _ledger(m.sums),
-        "lag": {"slope_events_per_s": round(trend.slope_events_per_s, 1), "max_events": trend.max_events, "resting_events": trend.resting_events},
+        "lag": {
+            "slope_events_per_s": round(trend.slope_events_per_s, 1),
+            "max_events": trend.max_events,
+            "resting_events": trend.resting_events,
+            "log_full_ms": m.log_full_ms,
+        },
         "cpu_us_per_event": _cpu(m),
         "memory": _memory(m),
         "machine": m.machine,

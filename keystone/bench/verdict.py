@@ -4,6 +4,7 @@ pass     everything expected was alerted once and in time, every sum balances, a
 invalid  the generator, not the system, was the limit: the run says nothing about the system's speed
 fail     anything else
 
+A generator that waits for room in a full log is not the limit: its readers are.
 A wrong answer is a fail at any speed, so correctness is judged first; only then whether the generator kept its
 schedule; only a run on schedule is judged by lag and latency. All reasons are listed, whatever the verdict.
 """
@@ -99,6 +100,7 @@ class Evidence:
     send_delay_p99_ms: float | None
     end_to_end_max_ms: float | None
     faults: tuple[str, ...] = ()
+    log_full_ms: float = 0.0  # that the generator waited because the log was full: then the readers were the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,9 @@ def _wrong(e: Evidence) -> list[str]:
 
 
 def _generator_limits(e: Evidence) -> list[str]:
-    reasons = []
+    reasons: list[str] = []
+    if e.log_full_ms > SEND_DELAY_P99_MAX_MS:
+        return reasons
     if e.send_delay_p99_ms is not None and e.send_delay_p99_ms > SEND_DELAY_P99_MAX_MS:
         reasons.append(f"the generator was the limit: send delay p99 {e.send_delay_p99_ms:,.0f} ms > {SEND_DELAY_P99_MAX_MS:.0f} ms")
     if e.achieved_eps < ACHIEVED_SHARE_MIN * e.target_eps and not e.faults:
@@ -134,6 +138,8 @@ def _generator_limits(e: Evidence) -> list[str]:
 
 def _slow(e: Evidence) -> list[str]:
     reasons = []
+    if e.log_full_ms > SEND_DELAY_P99_MAX_MS:
+        reasons.append(f"the session actors were the limit: the log was full for {e.log_full_ms:,.0f} ms")
     if e.lag.grows(e.target_eps):
         reasons.append(f"lag grows by {e.lag.slope_events_per_s:,.0f} events/s (at most {e.lag.max_events:,} events)")
     if e.end_to_end_max_ms is not None and e.end_to_end_max_ms > PROMISE_MS:

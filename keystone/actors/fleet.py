@@ -1,0 +1,156 @@
+"""The fleet actor: devices of some partitions, sent open-loop.
+
+What is sent when is fixed by the plan's seed. The loop sleeps until a tick is over, appends its frames, and notes how
+late each event is against its intended time. When it falls behind it catches up as fast as it can: nothing is skipped,
+and nothing is sent early.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keystone.actors.loop import LoopActor
+
+if TYPE_CHECKING:
+    from keystone.log.base import Log, LogWriter
+    from keystone.metrics import LatencyHistogram
+    from keystone.sim.fleet import Frames, PartitionFleet
+    from keystone.sim.plan import FleetPlan
+
+START_WAIT_S = 600.0  # for the order to start, once ready
+SLEEP_MAX_S = 0.25  # so that an order to finish is seen
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """What a fleet actor needs to know. Paths are strings: they travel."""
+
+    name: str
+    partitions: tuple[int, ...]
+    log_dir: str
+    work_dir: str
+    plan: FleetPlan
+
+
+@dataclass(slots=True)
+class FleetTotals:
+    """What a fleet actor sent. ``truth_paths``: Parquet, one row an expected alert, intended times by the devices' clock."""
+
+    name: str
+    partitions: tuple[int, ...]
+    events: int = 0
+    events_on_time: int = 0  # appended before the schedule's end and one tick more
+    bytes: int = 0
+    sessions: int = 0
+    ambiguous: int = 0  # silences whose alert depends on delivery: the truth cannot tell; 0 but in tiny fleets
+    delays: LatencyHistogram | None = None
+    truth_paths: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Driven:
+    """One partition's devices and where their events go."""
+
+    partition: int
+    fleet: PartitionFleet
+    writer: LogWriter
+
+
+class FleetActor(LoopActor):
+    """Sends the events of ``spec.partitions``, from ``go`` on."""
+
+    def __init__(self, spec: FleetSpec) -> None:
+        super().__init__(spec.name, spec.work_dir)
+        self._spec = spec
+        self._totals = FleetTotals(spec.name, spec.partitions)
+        self._driven: list[Driven] = []
+        self._go = threading.Event()
+        self._start_ms = 0.0  # wall time of the schedule's start
+        self._ticks = 0
+        self._behind_ms = 0.0
+        self._log: Log
+        self._delays: LatencyHistogram
+
+    def go(self, start_ms: float) -> None:
+        """Start the schedule at wall time ``start_ms``."""
+        self._start_ms = start_ms
+        self._go.set()
+
+    def _build(self) -> None:
+        from keystone.metrics import LatencyHistogram
+
+        self._log = self._open_log()
+        self._delays = LatencyHistogram()
+        self._driven = [Driven(p, self._open_fleet(p), self._log.writer(p)) for p in self._spec.partitions]
+
+    def _open_log(self) -> Log:
+        from keystone.log.embedded import EmbeddedLog
+
+        return EmbeddedLog.open(self._spec.log_dir)
+
+    def _open_fleet(self, partition: int) -> PartitionFleet:
+        from keystone.sim.fleet import PartitionFleet
+
+        return PartitionFleet(self._spec.plan, partition)
+
+    def _wait_for_start(self) -> None:
+        deadline = time.monotonic() + START_WAIT_S
+        while not self._go.wait(SLEEP_MAX_S):
+            if self._finish_asked.is_set():
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no order to start within {START_WAIT_S:.0f} s")
+
+    def _turn(self) -> float:
+        """Send one tick of every partition if it is over, else sleep until it is."""
+        if self._is_over():
+            return SLEEP_MAX_S
+        plan = self._spec.plan
+        due_ms = self._start_ms + min((self._ticks + 1) * plan.tick_length_ms, plan.run_ms)
+        early_ms = due_ms - time.time() * 1_000
+        if early_ms > 0:
+            return min(early_ms / 1_000, SLEEP_MAX_S)
+        self._behind_ms = -early_ms
+        for driven in self._driven:
+            frames = driven.fleet.tick()
+            if frames is not None and len(frames):
+                self._send(driven.writer, frames)
+        self._ticks += 1
+        return 0.0
+
+    def _send(self, writer: LogWriter, frames: Frames) -> None:
+        """Append a tick's frames; the time after the last one counts for all of them."""
+        for start, end, events in zip(frames.starts.tolist(), frames.ends.tolist(), frames.events.tolist(), strict=True):
+            writer.append(frames.text[start:end], events=events)
+        since_start_ms = time.time() * 1_000 - self._start_ms
+        sent = int(frames.events.sum())
+        self._delays.add(since_start_ms - frames.intended_ms)
+        self._totals.events += sent
+        plan = self._spec.plan
+        if since_start_ms <= plan.run_ms + plan.tick_length_ms:
+            self._totals.events_on_time += sent
+
+    def _is_over(self) -> bool:
+        return self._finish_asked.is_set() or self._ticks >= self._spec.plan.ticks
+
+    def _close(self) -> FleetTotals:
+        for driven in self._driven:
+            driven.fleet.finish()
+            path = Path(self._spec.work_dir) / f"truth-{driven.partition:04d}.parquet"
+            driven.fleet.truth().frame().write_parquet(path)
+            self._totals.truth_paths.append(str(path))
+            self._totals.bytes += driven.fleet.bytes
+            self._totals.sessions += driven.fleet.sessions
+            self._totals.ambiguous += driven.fleet.ambiguous_silences
+            driven.writer.close()
+        self._totals.delays = self._delays
+        self._log.close()
+        return self._totals
+
+    def _counters(self) -> dict[str, Any]:
+        events = self._totals.events
+        return {"events": events, "behind_ms": self._behind_ms, "send_delay_p99_ms": self._delays.quantile(0.99) if events else None}

@@ -1,0 +1,179 @@
+"""The session actor: the only loop from the log to the sinks. It owns partitions; no Ray call is on its way.
+
+A turn visits each partition once: poll -> step -> alerts written (visible) -> moments noted -> lake -> commit. Order
+matters: a record is committed when its alerts are visible and its rows are in the lake's hands.
+
+After a death Ray starts the process anew and the state is gone. The new one reads its partitions again from the log's
+beginning, if it is still there: lake files of its partitions are discarded, alerts already said are not said again.
+Where retention has dropped the beginning, building fails and the run with it: a wrong state would be worse than none.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keystone.actors.loop import LoopActor
+from keystone.actors.trail import AlertTrail
+from keystone.config import Config
+from keystone.decode import Decoder
+from keystone.errors import OffsetOutOfRange
+from keystone.events import Records
+from keystone.log.base import Log, LogReader
+from keystone.metrics import Ledger
+from keystone.pipeline import PartitionPipeline
+
+POLL_BYTES_MAX = 2 << 20  # ~8,000 events, ~6 ms of work: then it is the next partition's turn
+TURN_BYTES_ENOUGH = 1 << 20  # a turn that read less lets more arrive: a step has a fixed cost of ~0.1 ms
+PAUSE_S = 0.002
+TIMERS_EVERY_MS = 100  # of a partition without new records
+LOG_TIME_SLACK_MS = 500  # log time of a silent partition runs this far behind: a record that its writer has stamped
+#                          but not yet published, because the machine paused in between, must not come from the past
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a session actor needs to know. Paths are strings: they travel."""
+
+    name: str
+    partitions: tuple[int, ...]
+    log_dir: str
+    work_dir: str
+    lake_dir: str | None
+    config: Config
+    sessions_expected: int = 0  # active at once, of all its partitions
+
+
+@dataclass(slots=True)
+class Owned:
+    """One partition and what handles it."""
+
+    partition: int
+    reader: LogReader
+    pipeline: PartitionPipeline
+    timers_at_ms: int = 0  # when timers of a silent partition are looked at again
+
+
+@dataclass(slots=True)
+class SessionTotals:
+    """What a session actor did. ``ledger`` by SPEC 5 names; ``dead_letters`` by reason."""
+
+    name: str
+    partitions: tuple[int, ...]
+    ledger: dict[str, int] = field(default_factory=dict)
+    alerts: int = 0
+    sessions_closed: int = 0
+    sessions_active_max: int = 0
+    state_bytes: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
+
+
+class SessionActor(LoopActor):
+    """Owns ``spec.partitions`` from the log's first record on."""
+
+    def __init__(self, spec: SessionSpec) -> None:
+        super().__init__(spec.name, spec.work_dir)
+        self._spec = spec
+        self._owned: list[Owned] = []
+        self._totals = SessionTotals(spec.name, spec.partitions)
+        self._log: Log
+        self._trail: AlertTrail
+        self._lake: Any = None
+        self._ledger = Ledger()
+        self._has_news = False  # since the last look: records were read
+        self._final_ms: int | None = None
+
+    # --- building ---------------------------------------------------------------------------------------------------
+    def _build(self) -> None:
+        work_dir = Path(self._spec.work_dir)
+        self._log = self._open_log()
+        readers = {p: self._log.reader(p) for p in self._spec.partitions}
+        for partition, reader in readers.items():
+            if reader.start_offset() != 0:
+                raise OffsetOutOfRange(
+                    f"partition {partition}: the log retains offsets from {reader.start_offset():,} on; the state before them died with its actor"
+                )
+        self._trail = AlertTrail(work_dir, self.name)
+        self._lake = self._open_lake()
+        each = self._spec.sessions_expected // max(1, len(readers))
+        decoder = Decoder()
+        self._owned = [Owned(p, reader, self._open_pipeline(p, decoder, each)) for p, reader in readers.items()]
+
+    def _open_log(self) -> Log:
+        from keystone.log.embedded import EmbeddedLog
+
+        return EmbeddedLog.open(self._spec.log_dir)
+
+    def _open_lake(self) -> Any:
+        if self._spec.lake_dir is None:
+            return None
+        from keystone.sinks.lake import LakeWriter
+
+        return LakeWriter(Path(self._spec.lake_dir), self._spec.partitions, self._spec.config.lake)
+
+    def _open_pipeline(self, partition: int, decoder: Decoder, sessions_expected: int) -> PartitionPipeline:
+        on_batch = self._lake.append if self._lake is not None else None
+        return PartitionPipeline(partition, decoder, self._spec.config, on_batch=on_batch, sessions_expected=sessions_expected)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+    def _turn(self) -> float:
+        read_bytes = 0
+        for owned in self._owned:
+            read_bytes += self._visit(owned)
+        if self._lake is not None:
+            self._lake.tick(int(time.time() * 1_000))
+        self._has_news = read_bytes > 0
+        return 0.0 if read_bytes >= TURN_BYTES_ENOUGH else PAUSE_S
+
+    def _visit(self, owned: Owned) -> int:
+        """Handle what one partition has; bytes read. The clock is read before the poll: see LOG_TIME_SLACK_MS."""
+        now_ms = int(time.time() * 1_000)
+        records = owned.reader.poll(bytes_max=POLL_BYTES_MAX, wait_ms=0)
+        if len(records) > 0:
+            owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
+            self._step(owned, records, None)
+            owned.reader.commit(records.next_offset)
+            return records.size_bytes
+        if now_ms >= owned.timers_at_ms:
+            owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
+            self._step(owned, records, now_ms - LOG_TIME_SLACK_MS)
+        return 0
+
+    def _step(self, owned: Owned, records: Records, now_ms: int | None) -> None:
+        result = owned.pipeline.step(records, now_ms)
+        if result.alerts:
+            self._trail.append(result.alerts, decoded_ms=result.decoded_ms, alerted_ms=result.alerted_ms)
+        totals = self._totals
+        self._ledger += result.ledger
+        totals.sessions_closed += sum(closed.rows for closed in result.sessions)
+        for letter in result.dead_letters:
+            totals.dead_letters[letter.reason] = totals.dead_letters.get(letter.reason, 0) + 1
+
+    def _is_over(self) -> bool:
+        return self._finish_asked.is_set() and not self._has_news
+
+    def _close(self) -> SessionTotals:
+        if self._lake is not None:
+            self._lake.close()
+        self._measure_state()
+        self._totals.ledger = asdict(self._ledger)
+        self._totals.alerts = self._trail.alerts
+        self._trail.close()
+        self._log.close()
+        return self._totals
+
+    # --- asked ------------------------------------------------------------------------------------------------------
+    def _counters(self) -> dict[str, Any]:
+        self._measure_state()
+        return {
+            "alerts": self._trail.alerts if self._owned else 0,
+            "sessions_active": self._totals.sessions_active_max,
+            "state_bytes": self._totals.state_bytes,
+        }
+
+    def _measure_state(self) -> None:
+        active = sum(o.pipeline.sessions.active for o in self._owned)
+        self._totals.sessions_active_max = max(self._totals.sessions_active_max, active)
+        self._totals.state_bytes = max(self._totals.state_bytes, sum(o.pipeline.sessions.state_bytes for o in self._owned))

@@ -1,0 +1,132 @@
+"""From options to a report: one run, or a search and its confirming run, in one Ray."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from keystone.actors.runtime import RayRuntime
+from keystone.bench.driver import Driver
+from keystone.bench.machine import Machine, versions
+from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, check_room, log_home, resolve
+from keystone.bench.report import Measured, build_report
+from keystone.bench.screen import Progress, ms
+from keystone.bench.search import RateSearch
+from keystone.bench.stopping import StopSignal
+from keystone.config import Config
+from keystone.errors import UsageError
+
+RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", "lake", ".work")
+CONFIRMATIONS_MAX = 3  # runs of the full length that a search may take to find one that passes
+
+
+def run_bench(options: Options, *, config_file: str | None, is_search: bool, unit_events_per_s: float | None) -> dict[str, Any]:
+    """Run, write ``report.json`` into ``options.out`` and return it. Raises ``UsageError`` before anything was started."""
+    machine = Machine.here()
+    plan = resolve(options, machine)
+    out = Path(options.out).absolute()
+    home, remark = log_home(options, plan, Path(tempfile.gettempdir()))
+    config = _load_config(config_file)
+    _check_out(out)
+    check_room(plan, machine, out, home)
+    with Progress() as progress, StopSignal() as stop:
+        progress.say(_headline(plan, machine))
+        if remark:
+            progress.say(remark)
+        warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)  # noqa: S603 - ourselves
+        with RayRuntime():
+            stop.install()
+            if warming.wait() != 0:
+                raise UsageError("the kernels do not compile here: see the message above")
+            driver = Driver(config, home, progress, stop, keep_log=options.keep_log)
+            measured, probes = _search(driver, plan, out) if is_search else (_one(driver, plan, out), None)
+    measured.machine, measured.versions = machine.as_dict(), versions()
+    measured.config, measured.unit_events_per_s = config.model_dump(mode="json"), unit_events_per_s
+    report = build_report(measured)
+    if probes is not None:
+        report["search"] = probes
+    (out / OWN_FILE).write_bytes(as_json(report))
+    return report
+
+
+def as_json(report: dict[str, Any]) -> bytes:
+    return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+
+
+def _one(driver: Driver, plan: BenchPlan, out: Path) -> Measured:
+    _clear(out)
+    return driver.run(plan, out)
+
+
+def _search(driver: Driver, plan: BenchPlan, out: Path) -> tuple[Measured, list[dict[str, Any]]]:
+    """Probe rates, then confirm the best; the confirming run's measures, and what each probe gave."""
+    search = RateSearch(plan.eps)
+    probes: list[dict[str, Any]] = []
+
+    def probe(rate: float, seconds: int) -> tuple[Measured, bool]:
+        measured = _one(driver, plan.at(rate, seconds=seconds), out)
+        report = build_report(measured)
+        passed = report["verdict"] == "pass"
+        p99 = report["latency_ms"]["end_to_end"]["p99"]
+        probes.append({"eps": rate, "seconds": seconds, "verdict": report["verdict"], "reasons": report["reasons"], "end_to_end_p99_ms": p99})
+        reason = f": {report['reasons'][0]}" if report["reasons"] else ""
+        driver.progress.say(f"{rate:>12,.0f} events/s for {seconds} s: {report['verdict']}, end-to-end p99 {ms(p99)} ms{reason}")
+        return measured, passed
+
+    measured, rate = None, search.next_rate()
+    while rate is not None and not driver.stop.is_asked():
+        measured, passed = probe(rate, min(plan.seconds, SEARCH_PROBE_S))
+        search.record(rate, passed)
+        rate = search.next_rate()
+    best = search.best
+    for _ in range(CONFIRMATIONS_MAX):
+        if best == 0 or driver.stop.is_asked():
+            break
+        measured, passed = probe(best, plan.seconds)
+        if passed:
+            break
+        best = search.demote()
+    if measured is None:
+        measured = Measured(plan)
+        measured.faults.append("interrupted before the first probe")
+    return measured, probes
+
+
+def _check_out(out: Path) -> None:
+    """An empty or absent directory, or an earlier run's, which will be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out {out} is not a directory")
+    found = {path.name for path in out.iterdir()}
+    if found and (not found <= set(RESULTS) or not found & {OWN_FILE, ".work"}):
+        stranger = min(found - set(RESULTS), default=min(found))
+        raise UsageError(f"--out {out} holds {stranger}, which is not from a run of mine: choose another directory, or empty it")
+
+
+def _clear(out: Path) -> None:
+    for name in RESULTS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _load_config(config_file: str | None) -> Config:
+    from keystone.config import load
+
+    return load(Path(config_file) if config_file else None)
+
+
+def _headline(plan: BenchPlan, machine: Machine) -> str:
+    return (
+        f"{plan.eps:,.0f} events/s for {plan.seconds} s from {plan.devices:,} devices: {plan.partitions} partitions,"
+        f" {plan.fleet_actors} fleet and {plan.session_actors} session actors on {machine.cores} cores"
+    )

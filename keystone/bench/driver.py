@@ -1,0 +1,255 @@
+"""One run: build, start at an agreed time, watch, drain, close, collect. Decides nothing; ``verdict`` does.
+
+Ray is started once by whoever makes a ``Driver`` and serves all its runs (a search makes a dozen).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from keystone.actors.fleet import FleetActor, FleetSpec
+from keystone.actors.loop import FINISHED, OVER
+from keystone.actors.session import LOG_TIME_SLACK_MS, SessionActor, SessionSpec
+from keystone.actors.supervisor import SupervisionError, Supervisor
+from keystone.bench import collect
+from keystone.bench.machine import CpuMeter, wall_ms
+from keystone.bench.plan import SEGMENTS, BenchPlan
+from keystone.bench.report import Measured
+from keystone.bench.screen import Progress, count, ms
+from keystone.bench.stopping import StopSignal
+from keystone.bench.verdict import LagSample
+from keystone.config import Config
+from keystone.log.embedded import EmbeddedLog, default_directory
+from keystone.sim.plan import FleetPlan
+
+READY_MAX_S = 600.0  # to build 10M devices and their tables
+START_AHEAD_S = 1.0  # so that every fleet actor has its order before the first tick
+SAMPLE_S = 0.25  # between two looks at lag and health
+METER_EVERY = 4  # looks between two looks at CPU and memory
+OVERRUN_MAX_S = 60.0  # that a fleet may need beyond its schedule to send the rest
+CATCH_UP_MAX_S = 60.0  # for the readers, after that
+DUE_MARGIN_S = 2.0  # for the last open stalls to be written
+CLOSE_MAX_S = 120.0  # for the lake
+FAULT_CLOSE_MAX_S = 10.0  # where an actor is lost, the others get only this long
+
+
+@dataclass(slots=True)
+class Run:
+    """One run under way."""
+
+    plan: BenchPlan
+    config: Config
+    out: Path
+    log: EmbeddedLog
+    supervisor: Supervisor
+    measured: Measured
+    meter: CpuMeter
+    progress: Progress
+    stop: StopSignal
+    other_cpu_s: float = 0.0
+    looks: int = field(default=0)
+
+    @property
+    def work_dir(self) -> Path:
+        return self.out / ".work"
+
+    # --- phases -----------------------------------------------------------------------------------------------------
+    def build(self, fleet_plan: FleetPlan) -> None:
+        """Create the actors and wait until all are ready. Nothing of it is timed."""
+        lake = self.out / "lake" if self.plan.lake else None
+        if lake is not None:
+            lake.mkdir(parents=True)
+        for index, own in enumerate(shares(self.plan.partitions, self.plan.session_actors)):
+            expected = self.plan.devices * len(own) // self.plan.partitions
+            spec = SessionSpec(f"session-{index}", own, str(self.log.directory), str(self.work_dir), str(lake) if lake else None, self.config, expected)
+            self.supervisor.add("session", spec.name, _covers(own), SessionActor, spec)
+        for index, own in enumerate(shares(self.plan.partitions, self.plan.fleet_actors)):
+            fleet = FleetSpec(f"fleet-{index}", own, str(self.log.directory), str(self.work_dir), fleet_plan)
+            self.supervisor.add("fleet", fleet.name, _covers(own), FleetActor, fleet)
+        self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=lambda: self.stop.is_asked())
+
+    def drive(self) -> None:
+        """From the agreed start until the fleets have sent everything, or something ends the run."""
+        start_ms = wall_ms() + START_AHEAD_S * 1_000
+        self.measured.start_ms = start_ms
+        self.supervisor.order("fleet", "go", start_ms)
+        time.sleep(max(0.0, (start_ms - wall_ms()) / 1_000))
+        self.meter.open()
+        self._watch("running", self.plan.seconds + OVERRUN_MAX_S, lambda: all(w.state == FINISHED for w in self.supervisor.of_kind("fleet")))
+        elapsed_s = self._elapsed_s()
+        self.measured.seconds = float(min(self.plan.seconds, elapsed_s)) if self.stop.is_asked() else float(self.plan.seconds)
+        if self.stop.is_asked():
+            self.measured.faults.append(f"interrupted after {elapsed_s:.0f} s")
+        elif self.supervisor.faults():
+            self.measured.seconds = max(1.0, min(float(self.plan.seconds), elapsed_s))
+        elif elapsed_s >= self.plan.seconds + OVERRUN_MAX_S:
+            self.measured.faults.append(f"the fleets did not end within {OVERRUN_MAX_S:.0f} s of their schedule")
+        self.supervisor.order("fleet", "finish")
+        self.supervisor.wait_until(OVER, "fleet", seconds=FAULT_CLOSE_MAX_S)
+
+    def drain(self, due_ms: float) -> None:
+        """Until the readers have caught up and every alert expected by wall time ``due_ms`` had its chance."""
+        caught_up = self._watch("draining", CATCH_UP_MAX_S, lambda: self.lag_events() == 0, is_interruptible=False)
+        self.other_cpu_s = self.meter.peek().get("other", 0.0)
+        if not caught_up and not self.supervisor.faults():
+            self.measured.faults.append(f"the session actors did not catch up within {CATCH_UP_MAX_S:.0f} s: {self.lag_events():,} events behind")
+        until_s = (due_ms + LOG_TIME_SLACK_MS - wall_ms()) / 1_000 + DUE_MARGIN_S
+        if until_s > 0 and caught_up and not self.stop.is_asked():
+            self._watch("open stalls", until_s, lambda: False)
+
+    def close(self) -> list[Any]:
+        """End the session actors and return their totals; CPU is counted up to here."""
+        has_faults = bool(self.supervisor.faults())
+        self.supervisor.order("session", "finish")
+        wait_s = FAULT_CLOSE_MAX_S if has_faults else CLOSE_MAX_S
+        if not self.supervisor.wait_until(OVER, "session", seconds=wait_s) and not has_faults and not self.supervisor.faults():
+            self.measured.faults.append(f"the session actors did not close within {wait_s:.0f} s")
+        used = self.meter.close()
+        self.measured.cpu_s = {**used, "other": self.other_cpu_s}
+        return self.supervisor.results("session")
+
+    # --- watching ---------------------------------------------------------------------------------------------------
+    def _watch(self, phase: str, seconds: float, is_done: Callable[[], bool], *, is_interruptible: bool = True) -> bool:
+        """Look every SAMPLE_S until ``is_done``; False where time, a fault or an interruption came first."""
+        until = time.monotonic() + seconds
+        while not is_done():
+            if time.monotonic() > until or self.supervisor.faults() or (is_interruptible and self.stop.is_asked()):
+                return False
+            self._look(phase)
+            time.sleep(SAMPLE_S)
+        return True
+
+    def _look(self, phase: str) -> None:
+        self.supervisor.poll()
+        at_s, lag = self._elapsed_s(), self.lag_events()
+        self.measured.lag.append(LagSample(at_s, lag))
+        if self.looks % METER_EVERY == 0:
+            self.meter.sample()
+        self.looks += 1
+        fleets = [w.status for w in self.supervisor.of_kind("fleet")]
+        alerts = sum(w.status.get("alerts", 0) for w in self.supervisor.of_kind("session"))
+        delays = [f["send_delay_p99_ms"] for f in fleets if f.get("send_delay_p99_ms") is not None]
+        detect = [w.status["detect_p99_ms"] for w in self.supervisor.of_kind("session") if w.status.get("detect_p99_ms") is not None]
+        events = self.events_appended()
+        self.progress.show(
+            at_s,
+            {
+                "phase": phase,
+                "time": f"{at_s:.0f}/{self.plan.seconds} s",
+                "events": count(events),
+                "events/s": count(events / min(at_s, self.plan.seconds) if at_s > 0 else 0),
+                "lag": count(lag),
+                "alerts": count(alerts),
+                "detect p99": f"{ms(max(detect, default=None))} ms",
+                "send delay p99": f"{ms(max(delays, default=None))} ms",
+            },
+        )
+
+    def _elapsed_s(self) -> float:
+        return (wall_ms() - self.measured.start_ms) / 1_000
+
+    def lag_events(self) -> int:
+        return sum(self.log.lag(p) for p in range(self.plan.partitions))
+
+    def events_appended(self) -> int:
+        return sum(self.log.stats(p).events_appended for p in range(self.plan.partitions))
+
+
+@dataclass(slots=True)
+class Driver:
+    """Makes runs, one after another, in one Ray."""
+
+    config: Config
+    log_home: Path
+    progress: Progress
+    stop: StopSignal
+    keep_log: bool = False
+
+    def run(self, plan: BenchPlan, out: Path) -> Measured:
+        """One run of ``plan`` into ``out``, which must be empty or absent. Always returns what could be measured."""
+        out.mkdir(parents=True, exist_ok=True)
+        work_dir = out / ".work"
+        work_dir.mkdir()
+        supervisor = Supervisor(work_dir)
+        log_dir = self.log_home / default_directory().path.name
+        log = EmbeddedLog.create(log_dir, partitions=plan.partitions, segment_bytes=plan.segment_bytes, retention_bytes=plan.segment_bytes * SEGMENTS)
+        run = Run(plan, self.config, out, log, supervisor, Measured(plan), CpuMeter(supervisor.part_of), self.progress, self.stop)
+        try:
+            self._phases(run)
+        finally:
+            supervisor.stop()
+            if self.keep_log:
+                log.close()
+                self.progress.say(f"log kept in {log.directory}")
+            else:
+                log.remove()
+            shutil.rmtree(work_dir, ignore_errors=True)
+        return run.measured
+
+    def _phases(self, run: Run) -> None:
+        fleet_plan = make_fleet_plan(run.plan, self.config)
+        measured = run.measured
+        try:
+            run.build(fleet_plan)
+        except SupervisionError as error:
+            measured.faults.append(str(error))
+            return
+        if self.stop.is_asked():
+            measured.faults.append("interrupted before the start")
+            return
+        run.drive()
+        fleets = run.supervisor.results("fleet")
+        truth = collect.read_truth(fleets, measured.start_ms, fleet_plan.epoch_ms)
+        run.drain(float(truth["intended_ms"].max() or 0.0) if truth.height else 0.0)  # type: ignore[arg-type]
+        drained_ms = wall_ms()
+        sessions = run.close()
+        measured.faults += run.supervisor.faults()
+        measured.notes += run.supervisor.notes
+        measured.log_full_ms = float(sum(run.log.stats(p).waited_ms for p in range(run.plan.partitions)))
+        measured.rss_max_bytes, measured.private_max_bytes = run.meter.rss_max_bytes, run.meter.private_max_bytes
+        measured.rss_by_part_bytes = run.meter.rss_by_part_bytes
+        if self.stop.is_asked():  # what was not due yet when it ended was not missed
+            truth = truth.filter(pl.col("intended_ms") < drained_ms - LOG_TIME_SLACK_MS)
+        actors = [w.name for w in run.supervisor.of_kind("session")]
+        collect.sum_fleets(measured, fleets)
+        collect.sum_sessions(measured, sessions, run.out / "lake" if run.plan.lake else None)
+        collect.join_alert_files(run.work_dir, actors, run.out / "alerts.ndjson")
+        collect.judge_alerts(measured, truth, collect.read_alerts(run.work_dir, actors), run.out)
+
+
+def shares(partitions: int, actors: int) -> list[tuple[int, ...]]:
+    """Partitions dealt out to actors in turn; sizes differ by one at most."""
+    return [tuple(range(actor, partitions, actors)) for actor in range(actors)]
+
+
+def _covers(partitions: tuple[int, ...]) -> str:
+    named = ", ".join(map(str, partitions[:8]))
+    return f"partition{'s' if len(partitions) > 1 else ''} {named}{', ...' if len(partitions) > 8 else ''}"
+
+
+def make_fleet_plan(plan: BenchPlan, config: Config) -> FleetPlan:
+    """The simulator's plan for a run; the truth follows the detector's settings."""
+    detection = config.detection
+    chosen: dict[str, Any] = {}
+    if plan.epoch_ms is not None:
+        chosen["epoch_ms"] = plan.epoch_ms
+    if plan.bad_paths is not None:
+        chosen["bad_path_share"] = plan.bad_paths
+    return FleetPlan(
+        eps=plan.eps,
+        seconds=plan.seconds,
+        devices=plan.devices,
+        seed=plan.seed,
+        partitions=plan.partitions,
+        loop_threshold=detection.loop_threshold,
+        open_stall_ms=detection.open_stall_ms,
+        ladder_kbps=detection.ladder_kbps,
+        **chosen,
+    )

@@ -1,0 +1,56 @@
+"""The console script. Light by design: a command's code is imported when it is called, so `--help` takes 0.1 s."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from keystone import __version__
+from keystone.errors import KeystoneError, UsageError
+
+#: name -> (where its click command is, one line of help)
+COMMANDS = {
+    "bench": ("keystone.bench.__main__:bench_command", "Run devices, sessions and lake on this machine, and judge the run."),
+    "replay": ("keystone.replay:replay_command", "Run files of events through the engine as fast as it goes."),
+}
+EXIT_FAIL, EXIT_USAGE = 1, 2
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="keystone")
+def cli() -> None:
+    """Finds streaming devices caught in buffering loops, while they still are."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; errors of ours become one line, and exit status 2 where the user can change something."""
+    try:
+        return cli.main(args=arguments, prog_name="keystone")
+    except KeystoneError as error:
+        click.echo(f"keystone: {error}", err=True)
+        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAIL)
+
+
+if __name__ == "__main__":
+    main()
