@@ -1,0 +1,159 @@
+"""Closed sessions as columns (SPEC: the session record)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from keystone.events import CODED_DIMENSIONS, DIMENSIONS, END_REASONS, FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, U8
+from keystone.kernels import sessions as kernel
+from keystone.session_state import DictionaryStore
+
+_COUNTS: Final = ("events", "buffers", "errors", "duplicates", "late", "alerts")
+#: The columns of a session record, in order. Null where there is none: ``startup_ms``, ``mean_bitrate_kbps``, dimensions.
+SESSION_SCHEMA: Final = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("device_id", "session_id")),
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("start_ts", "end_ts", "duration_ms", "playing_ms")),
+        pa.field("startup_ms", pa.int64()),
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("stall_ms", *_COUNTS)),
+        pa.field("mean_bitrate_kbps", pa.float64()),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("end_reason", "outcome")),
+        *(pa.field(name, pa.string()) for name in DIMENSIONS),
+    ]
+)
+_EXACT: Final = 1 << 53  # sums up to here are whole as float64
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Identifiers of some rows: ``text[k]`` uint8, ``ends`` (rows, 3) int64; a null has -end - 1."""
+
+    text: tuple[U8, U8, U8]
+    ends: I64
+
+    @classmethod
+    def copy_of(cls, text: U8, ends: I64, rows: int) -> Names:
+        """Copies of what a kernel wrote for ``rows`` rows."""
+        places = ends[: 3 * rows].reshape(rows, 3).copy()
+        third = text.size // 3
+        last = places[-1] if rows else np.zeros(3, np.int64)
+        used = np.where(last < 0, -last - 1, last)
+        device, session, user = (text[k * third : k * third + int(used[k])].copy() for k in range(3))
+        return cls((device, session, user), places)
+
+    def values(self) -> list[tuple[str, str, str | None]]:
+        """As Python strings: for alerts, which are few."""
+        columns = [self.column(k).to_pylist() for k in range(3)]
+        return list(zip(*columns, strict=True))
+
+    def column(self, k: int) -> pa.Array:
+        ends = self.ends[:, k]
+        is_null = ends < 0
+        offsets = np.zeros(ends.size + 1, np.int64)
+        offsets[1:] = np.where(is_null, -ends - 1, ends)
+        large = pa.LargeStringArray.from_buffers(ends.size, pa.py_buffer(offsets), pa.py_buffer(self.text[k]), _validity(~is_null))
+        return large.cast(pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """What one kernel call closed: ``numbers`` (rows, CLOSED_WORDS), ``codes`` (rows, coded dimensions)."""
+
+    numbers: I64
+    codes: I32
+    names: Names
+
+
+@dataclass(slots=True)
+class SessionRecords:
+    """Closed sessions, in no order. Cheap to gather and add up; ``to_arrow`` makes the table.
+
+    Dimension codes are looked up by ``to_arrow``: call it before the dictionaries are renumbered.
+    """
+
+    dictionaries: DictionaryStore
+    chunks: list[_Closed] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(chunk.numbers.shape[0] for chunk in self.chunks)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def take(self, numbers: I64, codes: I32, names: Names) -> None:
+        """Add rows; the arrays belong to this object from then on."""
+        self.chunks.append(_Closed(numbers, codes, names))
+
+    def extend(self, more: SessionRecords) -> None:
+        """Add the rows of another object with the same dictionaries."""
+        self.chunks.extend(more.chunks)
+
+    @classmethod
+    def concat(cls, dictionaries: DictionaryStore, parts: Iterable[SessionRecords]) -> SessionRecords:
+        """All rows of ``parts`` (which share ``dictionaries``)."""
+        return cls(dictionaries, [chunk for part in parts for chunk in part.chunks])
+
+    def to_arrow(self) -> pa.Table:
+        """One table with SESSION_SCHEMA."""
+        if not self.chunks:
+            return SESSION_SCHEMA.empty_table()
+        numbers = np.concatenate([chunk.numbers for chunk in self.chunks])
+        codes = np.concatenate([chunk.codes for chunk in self.chunks])
+        ids = [_joined(chunk.names.column(k) for chunk in self.chunks) for k in range(3)]
+        coded = [_texts(codes[:, d], FIRST_DIMENSION + d, self.dictionaries) for d in range(len(CODED_DIMENSIONS))]
+        return pa.Table.from_arrays([ids[0], ids[1], *_columns(numbers), ids[2], *coded], schema=SESSION_SCHEMA)
+
+
+def _joined(arrays: Iterable[pa.Array]) -> pa.Array:
+    parts = list(arrays)
+    return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+
+def _columns(numbers: I64) -> list[pa.Array]:
+    """The columns between the identifiers and the dimensions."""
+    start_ts, end_ts, startup, stall_ms = (numbers[:, k] for k in (kernel.C_START_TS, kernel.C_END_TS, kernel.C_STARTUP, kernel.C_STALL_MS))
+    duration = end_ts - start_ts
+    has_startup = startup != INT_NULL
+    left = duration - np.where(has_startup, startup, 0)
+    playing = np.where(stall_ms >= left, 0, left - np.minimum(stall_ms, left))  # no overflow, however large stall_ms
+    counts = (kernel.C_EVENTS, kernel.C_BUFFERS, kernel.C_ERRORS, kernel.C_DUPLICATES, kernel.C_LATE, kernel.C_ALERTS)
+    return [
+        *(pa.array(column) for column in (start_ts, end_ts, duration, playing)),
+        pa.array(startup, mask=~has_startup),
+        pa.array(stall_ms),
+        *(pa.array(numbers[:, k]) for k in counts),
+        _mean(numbers[:, kernel.C_BITRATE_SUM], numbers[:, kernel.C_BITRATES]),
+        _named(numbers[:, kernel.C_REASON], END_REASONS),
+        _named(numbers[:, kernel.C_OUTCOME], OUTCOMES),
+    ]
+
+
+def _mean(sums: I64, counts: I64) -> pa.Array:
+    means = sums / np.maximum(counts, 1)
+    for row in np.flatnonzero((sums > _EXACT) | (sums < -_EXACT)):  # float64 would round twice
+        means[row] = int(sums[row]) / int(counts[row])
+    return pa.array(means, mask=counts == 0)
+
+
+def _named(numbers: I64, names: tuple[str, ...]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), pa.array(names)).cast(pa.string())
+
+
+def _texts(codes: I32, column: int, dictionaries: DictionaryStore) -> pa.Array:
+    """Strings of dictionary codes, -1 = null."""
+    distinct, places = np.unique(codes, return_inverse=True)
+    values = [None if code < 0 else dictionaries.text(column, code) for code in distinct.tolist()]
+    return pa.array(values, pa.string()).take(pa.array(places.astype(np.int32)))
+
+
+def _validity(is_valid: npt.NDArray[np.bool_]) -> pa.Buffer | None:
+    if is_valid.all():
+        return None
+    return pa.py_buffer(np.packbits(is_valid, bitorder="little"))

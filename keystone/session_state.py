@@ -1,0 +1,289 @@
+"""The memory of a session table: rows, side rows, strings and index, growing in place; snapshot and restore as arrays.
+
+Rows, side rows and strings lie in anonymous mappings: pages cost nothing until touched, and growth moves page tables,
+not bytes. A freed row is used again before a new one, so memory follows the most sessions ever active at once.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from keystone.config import DetectionConfig, SessionConfig
+from keystone.errors import SessionsFull, UsageError
+from keystone.events import DICTIONARY_COLUMNS, FIRST_DIMENSION, I32, I64
+from keystone.kernels import sessions as kernel
+from keystone.kernels.arena import CLASSES, NONE, UNIT
+
+ROWS_MIN: Final = 1 << 12
+SLOTS_MIN: Final = 1 << 13  # of the index; it doubles above 5/8 full: 1.75 slots looked at for a hit at most
+SLOTS_MAX: Final = 1 << 30  # leaves 2 bits of key in a slot
+SIDES_MIN: Final = 1 << 10
+ARENA_MIN: Final = 1 << 16
+WASTE_MIN: Final = 1 << 20  # freed arena units (4 MB) below which compaction is not worth a pass
+SNAPSHOT_FORMAT: Final = 1
+DIMENSIONS: Final = len(DICTIONARY_COLUMNS) - FIRST_DIMENSION
+
+
+class DictionaryStore(Protocol):
+    """The strings behind the codes of DICTIONARY_COLUMNS; codes are dense from 0 in each column."""
+
+    def text(self, column: int, code: int) -> str:
+        """The string behind a code."""
+
+    def intern(self, column: int, value: bytes) -> int:
+        """The code of a UTF-8 string, new if need be."""
+
+
+class Mapping:
+    """Anonymous memory, zero until written, that grows in place."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._map = _anonymous(size_bytes)
+
+    def view(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return np.frombuffer(self._map, dtype)
+
+    def grow(self, size_bytes: int) -> None:
+        """To at least ``size_bytes``. Views made before are dead: drop them first, else the bytes are copied."""
+        size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        try:
+            self._map.resize(size_bytes)
+        except (BufferError, SystemError, OSError, ValueError):  # a view lives, or the system cannot
+            wider = _anonymous(size_bytes)
+            np.frombuffer(wider, np.uint8)[: len(self._map)] = np.frombuffer(self._map, np.uint8)
+            self._map = wider
+        _ask_huge_pages(self._map)
+
+
+def _anonymous(size_bytes: int) -> mmap.mmap:
+    size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    created = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _ask_huge_pages(created)
+    return created
+
+
+def _ask_huge_pages(mapping: mmap.mmap) -> None:
+    # Random access to 1 GB of 4 KB pages misses the translation cache at every event; 2 MB pages do not.
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and len(mapping) >= 1 << 21:
+        try:
+            mapping.madvise(advice)
+        except OSError:
+            pass  # a kernel without them: slower, nothing else
+
+
+class TableMemory:
+    """Memory of one table. ``table`` is what kernels take; it is another object after every growth: fetch it anew."""
+
+    def __init__(self, session: SessionConfig, detection: DetectionConfig, *, has_log_time: bool, sessions_expected: int) -> None:
+        _check_limits(session, detection)
+        self.sessions_max = session.sessions_max
+        watches = detection.open_stall_ms <= session.timeout_ms  # else the timeout comes first, always
+        self._rules = (session.timeout_ms, session.grace_ms, detection.open_stall_ms if watches else -1, detection.loop_threshold, int(has_log_time))
+        self._rows_max = 0
+        self._allocate(max(ROWS_MIN, sessions_expected + kernel.CHUNK), SIDES_MIN, ARENA_MIN, _slots_for(sessions_expected + kernel.CHUNK))
+        self._bind()
+
+    def _allocate(self, rows: int, sides: int, units: int, slots: int) -> None:
+        self._rows_max, self._high_rows = rows, 0
+        self._rows = Mapping(rows * kernel.ROW_BYTES)
+        self._side = Mapping(sides * kernel.SIDE_WORDS * 8)
+        self._arena = Mapping(units * UNIT)
+        self._high = Mapping(1)
+        self._index: npt.NDArray[np.uint32] = np.full(slots, kernel.EMPTY, np.uint32)
+        self._blocks: I64 = np.full(_blocks_for(rows), kernel.NEVER, np.int64)
+        self._superblocks: I64 = np.full((self._blocks.size >> kernel.SUPER_SHIFT) + 1, kernel.NEVER, np.int64)
+        self._free: I64 = np.full(CLASSES, NONE, np.int64)
+        self.state: I64 = np.zeros(kernel.STATE_WORDS, np.int64)
+        self.state[[kernel.ROW_FREE, kernel.SIDE_FREE]] = NONE
+        self._candidates: I64 = np.zeros(kernel.CHUNK, np.int64)
+
+    def _bind(self) -> None:
+        row_words = self._rows.view(np.int64)[: self._rows_max * kernel.ROW_WORDS]
+        side = self._side.view(np.int64)
+        self.table = kernel.Table(
+            row_words, row_words.view(np.uint32), row_words.view(np.uint16), self._high.view(np.uint16)[: self._high_rows * kernel.DIMS],
+            side[: side.size // kernel.SIDE_WORDS * kernel.SIDE_WORDS], self._arena.view(np.uint8), self._arena.view(np.uint32),
+            self._index, self._blocks, self._superblocks, self._free, self.state, self._candidates, *self._rules,
+        )  # fmt: skip
+
+    # --- growth -------------------------------------------------------------------------------------------------
+    def make_room(self, reason: int) -> None:
+        """Do what a kernel asked for by its REASON (the ROOM_ ones but ROOM_OUT). Raises ``SessionsFull``."""
+        grow: dict[int, Callable[[], None]] = {
+            kernel.ROOM_ROWS: self._grow_rows,
+            kernel.ROOM_INDEX: self._grow_index,
+            kernel.ROOM_SIDES: self._grow_sides,
+            kernel.ROOM_ARENA: self._grow_arena,
+            kernel.ROOM_HIGH: self._add_high,
+        }
+        grow[reason]()
+        self._bind()
+
+    def _release(self) -> None:
+        del self.table  # its views would keep the mappings from growing in place
+
+    def _grow_rows(self) -> None:
+        if self.active > self.sessions_max:
+            raise SessionsFull(f"{self.active:,} sessions are active in one partition, session.sessions_max is {self.sessions_max:,}: raise it, or take more partitions")
+        self._release()
+        self._rows_max = min(self._rows_max * 2, self.sessions_max + 2 * kernel.CHUNK)
+        self._rows.grow(self._rows_max * kernel.ROW_BYTES)
+        if self._high_rows:
+            self._high_rows = self._rows_max
+            self._high.grow(self._rows_max * kernel.DIMS * 2)
+        more = np.full(_blocks_for(self._rows_max), kernel.NEVER, np.int64)
+        more[: self._blocks.size] = self._blocks
+        over = np.full((more.size >> kernel.SUPER_SHIFT) + 1, kernel.NEVER, np.int64)
+        over[: self._superblocks.size] = self._superblocks
+        self._blocks, self._superblocks = more, over
+
+    def _grow_index(self) -> None:
+        if self._index.size >= SLOTS_MAX:
+            raise SessionsFull(f"{self.active:,} sessions are active in one partition: take more partitions")
+        self._index = np.full(self._index.size * 2, kernel.EMPTY, np.uint32)
+        self._bind()
+        kernel.fill_index(self.table)
+
+    def _grow_sides(self) -> None:
+        size = self.table.side.nbytes * 2
+        self._release()
+        self._side.grow(size)
+
+    def _grow_arena(self) -> None:
+        if 2 * int(self.state[kernel.UNITS_FREE]) > int(self.state[kernel.UNITS]) and int(self.state[kernel.UNITS_FREE]) > WASTE_MIN:
+            self._compact_arena()
+            return
+        longest = int(self.state[[kernel.LONGEST_DEVICE, kernel.LONGEST_SESSION, kernel.LONGEST_USER]].sum())
+        size = 2 * self.table.arena.nbytes + 2 * kernel.CHUNK_OF_LONG * (longest + kernel.LONG_BYTES)
+        self._release()
+        self._arena.grow(size)
+
+    def _compact_arena(self) -> None:
+        """More than half is free in sizes that are no longer asked for: copy the rest into a new arena."""
+        old = self.table
+        size = old.arena.nbytes
+        self._arena = Mapping(size)
+        self._free = np.full(CLASSES, NONE, np.int64)
+        self.state[[kernel.UNITS, kernel.UNITS_FREE]] = 0
+        self._bind()
+        kernel.move_blobs(old, self.table)
+
+    def _add_high(self) -> None:
+        self._high_rows = self._rows_max
+        self._high = Mapping(self._rows_max * kernel.DIMS * 2)
+
+    # --- figures ------------------------------------------------------------------------------------------------
+    @property
+    def active(self) -> int:
+        return int(self.state[kernel.ACTIVE])
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes ever written: rows, side rows and strings up to their highest place, index, timer bounds."""
+        rows = int(self.state[kernel.ROWS])
+        used = rows * kernel.ROW_BYTES + int(self.state[kernel.SIDES]) * kernel.SIDE_WORDS * 8 + int(self.state[kernel.UNITS]) * UNIT
+        return used + self._index.nbytes + self._blocks.nbytes + self._superblocks.nbytes + min(rows, self._high_rows) * kernel.DIMS * 2
+
+    # --- dictionary codes ---------------------------------------------------------------------------------------
+    def live_codes(self, dimension: int) -> npt.NDArray[np.bool_]:
+        """Which codes of a coded dimension are in use. Shape (highest + 1,)."""
+        size = int(kernel.mark_codes(self.table, dimension, np.zeros(0, np.uint8)))
+        is_live = np.zeros(size, np.uint8)
+        kernel.mark_codes(self.table, dimension, is_live)
+        return is_live.astype(np.bool_)
+
+    def remap(self, dimension: int, mapping: I32) -> None:
+        """Replace each code by ``mapping[code]``; every live code must have one >= 0."""
+        if mapping.size and int(mapping.max()) >= kernel.U16 and not self._high_rows:
+            self.make_room(kernel.ROOM_HIGH)
+        kernel.change_codes(self.table, dimension, np.ascontiguousarray(mapping, np.int32))
+
+    # --- snapshot -----------------------------------------------------------------------------------------------
+    def snapshot(self, dictionaries: DictionaryStore) -> dict[str, npt.NDArray[Any]]:
+        """Everything as arrays of their own, dictionary strings included."""
+        state, rows = self.state, self.active
+        words, side = np.zeros(rows * kernel.ROW_WORDS, np.int64), np.zeros(int(state[kernel.SIDES_USED]) * kernel.SIDE_WORDS, np.int64)
+        high = np.zeros(rows * kernel.DIMS if self._high_rows else 0, np.uint16)
+        units = np.zeros(max(1, int(state[kernel.UNITS] - state[kernel.UNITS_FREE])), np.uint32)
+        counters = state.copy()
+        counters[:] = 0
+        counters[[kernel.ROW_FREE, kernel.SIDE_FREE]] = NONE
+        free: I64 = np.full(CLASSES, NONE, np.int64)
+        copy = self.table._replace(
+            words=words, halves=words.view(np.uint32), shorts=words.view(np.uint16), high=high, side=side, arena=units.view(np.uint8), units=units,
+            free=free, state=counters,
+        )  # fmt: skip
+        kernel.gather(self.table, copy)
+        for name in _KEPT_COUNTERS:
+            counters[name] = state[name]
+        arrays = {"format": np.array([SNAPSHOT_FORMAT], np.int64), "state": counters, "rows": words, "side": side, "high": high, "strings": units}
+        for dimension in range(DIMENSIONS):
+            arrays |= self._dictionary(dimension, dictionaries)
+        return arrays
+
+    def _dictionary(self, dimension: int, dictionaries: DictionaryStore) -> dict[str, npt.NDArray[Any]]:
+        codes = np.flatnonzero(self.live_codes(dimension)).astype(np.int32)
+        values = [dictionaries.text(FIRST_DIMENSION + dimension, int(code)).encode() for code in codes]
+        ends = np.cumsum([len(value) for value in values], dtype=np.int64)
+        name = DICTIONARY_COLUMNS[FIRST_DIMENSION + dimension]
+        return {f"codes_{name}": codes, f"ends_{name}": ends, f"text_{name}": np.frombuffer(b"".join(values), np.uint8).copy()}
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]], dictionaries: DictionaryStore) -> None:
+        """Replace everything by a snapshot's content."""
+        if int(arrays["format"][0]) != SNAPSHOT_FORMAT:
+            raise UsageError(f"the snapshot has format {int(arrays['format'][0])}, this version reads {SNAPSHOT_FORMAT}: replay the log instead")
+        words, side, high, units = arrays["rows"], arrays["side"], arrays["high"], arrays["strings"]
+        rows = words.size // kernel.ROW_WORDS
+        if rows > self.sessions_max:
+            raise SessionsFull(f"the snapshot holds {rows:,} sessions, session.sessions_max is {self.sessions_max:,}: raise it")
+        del self.table
+        self._allocate(max(ROWS_MIN, rows + kernel.CHUNK), side.size // kernel.SIDE_WORDS + SIDES_MIN, units.size + ARENA_MIN, _slots_for(rows + kernel.CHUNK))
+        if high.size:
+            self._add_high()
+        self.state[:] = arrays["state"]
+        self._bind()
+        table = self.table
+        table.words[: words.size], table.side[: side.size], table.high[: high.size], table.units[: units.size] = words, side, high, units
+        kernel.fill_index(table)
+        kernel.wake_all(table)
+        for dimension in range(DIMENSIONS):
+            self._translate(dimension, arrays, dictionaries)
+
+    def _translate(self, dimension: int, arrays: dict[str, npt.NDArray[Any]], dictionaries: DictionaryStore) -> None:
+        """From the snapshot's codes to those of this process."""
+        name = DICTIONARY_COLUMNS[FIRST_DIMENSION + dimension]
+        codes, ends, text = arrays[f"codes_{name}"], arrays[f"ends_{name}"], arrays[f"text_{name}"].tobytes()
+        if not codes.size:
+            return
+        mapping: I32 = np.full(int(codes.max()) + 1, -1, np.int32)
+        start = 0
+        for code, end in zip(codes.tolist(), ends.tolist(), strict=True):
+            mapping[code] = dictionaries.intern(FIRST_DIMENSION + dimension, text[start:end])
+            start = end
+        self.remap(dimension, mapping)
+
+
+#: Counters that a copy takes over as they are; ``gather`` counts the others anew.
+_KEPT_COUNTERS: Final = (kernel.LONGEST_DEVICE, kernel.LONGEST_SESSION, kernel.LONGEST_USER, kernel.LOG_TIME, kernel.SWEPT_AT)
+
+
+def _slots_for(sessions: int) -> int:
+    return max(SLOTS_MIN, 1 << (sessions * 8 // 5).bit_length())
+
+
+def _blocks_for(rows: int) -> int:
+    return -(-rows // kernel.BLOCK_ROWS)
+
+
+def _check_limits(session: SessionConfig, detection: DetectionConfig) -> None:
+    for name, value in (("session.timeout_ms", session.timeout_ms), ("session.grace_ms", session.grace_ms), ("detection.open_stall_ms", detection.open_stall_ms)):
+        if not 0 <= value < kernel.DURATION_LIMIT_MS:
+            raise UsageError(f"{name} = {value} must be at least 0 and below {kernel.DURATION_LIMIT_MS} (12 days)")
+
+

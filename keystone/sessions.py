@@ -1,0 +1,207 @@
+"""The sessions of one partition: apply events, let time pass, close; snapshot and restore (SPEC: a session, detection).
+
+Choices where the specification is silent, the same in the reference of the tests:
+the event's own bitrate counts as the last one before its alert is made; an event with a broken counter has no ``seq``,
+in its alert neither; after an ``open_stall`` alert the run must end before the session can alert again; a late Stop
+ends the run with its own ``ts``; the ``event_ts`` of ``open_stall`` is that of the Buffer that opened the stall, its
+``seq`` the highest seen, its ``append_ts_ms`` the log time at which it was due.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from keystone.config import DetectionConfig, SessionConfig
+from keystone.detect import alerts_of
+from keystone.events import FIRST_DIMENSION, I32, I64, Alert, EventBatch
+from keystone.kernels import sessions as kernel
+from keystone.session_records import Names, SessionRecords
+from keystone.session_state import DictionaryStore, TableMemory
+
+__all__ = ["Applied", "DictionaryStore", "SessionRecords", "SessionTable"]
+
+CLOSED_MAX: Final = 2048  # closed sessions of one kernel call; more make another
+ALERTS_MAX: Final = 512
+NAME_BYTES: Final = 64  # of an identifier, as room is first measured; grows with what is seen
+
+
+@dataclass(slots=True)
+class Applied:
+    """What one call did. ``alert_rows`` (int64): the row of the batch that raised each alert, -1 where a timer did."""
+
+    alerts: list[Alert]
+    alert_rows: I64
+    sessions: SessionRecords
+    applied: int = 0
+    duplicates: int = 0
+    late: int = 0
+
+
+class SessionTable:
+    """Sessions of one partition. Not thread-safe; what it returns is the caller's.
+
+    ``has_log_time`` False: a plain file; no timer ever fires. ``sessions_expected`` sizes the index once instead of by
+    doubling. Raises ``UsageError`` for durations of 12 days or more, ``SessionsFull`` beyond ``session.sessions_max``.
+    """
+
+    def __init__(
+        self,
+        session: SessionConfig,
+        detection: DetectionConfig,
+        dictionaries: DictionaryStore,
+        *,
+        has_log_time: bool = True,
+        sessions_expected: int = 0,
+    ) -> None:
+        self._memory = TableMemory(session, detection, has_log_time=has_log_time, sessions_expected=sessions_expected)
+        self._ladder_kbps = detection.ladder_kbps
+        self._dictionaries = dictionaries
+        self._has_log_time = has_log_time
+        self._partition = 0
+        self._out = _new_out(NAME_BYTES)
+
+    @property
+    def active(self) -> int:
+        """Sessions kept now, stopped ones in their grace time included."""
+        return self._memory.active
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of memory the state has come to use."""
+        return self._memory.state_bytes
+
+    @property
+    def log_time_ms(self) -> int:
+        """The highest log time seen."""
+        return int(self._memory.state[kernel.LOG_TIME])
+
+    def apply(self, batch: EventBatch) -> Applied:
+        """Apply a batch in log order, timers included that are due at each event for its session.
+
+        Writes ``batch.duplicate`` and ``batch.late``. What only time brings about is left to ``advance``.
+        """
+        self._partition = batch.partition
+        done = self._begin()
+        state = self._memory.state
+        if batch.rows == 0:
+            return done
+        events = _events(batch)
+        state[kernel.AT] = 0
+        while True:
+            kernel.apply_events(self._memory.table, self._out, events)
+            reason = int(state[kernel.REASON])
+            if reason == kernel.DONE:
+                break
+            if reason == kernel.ROOM_OUT:
+                self._drain(done)
+                self._widen_out()
+            elif reason == kernel.SWEEP:
+                self._sweep(max(self.log_time_ms, int(batch.append_ts_ms[state[kernel.AT]])), done)
+            else:
+                self._memory.make_room(reason)
+        self._drain(done)
+        done.applied, done.duplicates, done.late = (int(state[k]) for k in (kernel.APPLIED, kernel.DUPLICATES, kernel.LATE))
+        return done
+
+    def advance(self, log_time_ms: int) -> Applied:
+        """Let log time pass: fire every timer due by ``log_time_ms``. Nothing happens without log time.
+
+        How often this is called changes when results appear, never what they are.
+        """
+        done = self._begin()
+        if self._has_log_time:
+            self._sweep(max(self.log_time_ms, log_time_ms), done)
+        return done
+
+    def close_all(self) -> Applied:
+        """The end of a plain file: close what is open as ``open``, what is stopped as ``stop``."""
+        done = self._begin()
+        state = self._memory.state
+        state[kernel.AT] = 0
+        while True:
+            kernel.close_rows(self._memory.table, self._out)
+            self._drain(done)
+            if int(state[kernel.REASON]) == kernel.DONE:
+                return done
+            self._widen_out()
+
+    def snapshot(self) -> dict[str, npt.NDArray[Any]]:
+        """The whole state as arrays of their own, dictionary strings included.
+
+        Keys are kept as the decoder hashed them: whoever restores must decode with the same seed.
+        """
+        return self._memory.snapshot(self._dictionaries)
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Replace the state by a snapshot's, translating dimension codes to this process's dictionaries."""
+        self._memory.restore(arrays, self._dictionaries)
+
+    def live_codes(self, dimension: int) -> npt.NDArray[np.bool_]:
+        """Which codes of CODED_DIMENSIONS[dimension] are in use. Shape (highest + 1,)."""
+        return self._memory.live_codes(dimension)
+
+    def remap(self, dimension: int, mapping: I32) -> None:
+        """After the dictionaries are renumbered: replace each code by ``mapping[code]`` (>= 0 for every live one)."""
+        self._memory.remap(dimension, mapping)
+
+    def _begin(self) -> Applied:
+        self._memory.state[[kernel.APPLIED, kernel.DUPLICATES, kernel.LATE]] = 0
+        return Applied([], np.zeros(0, np.int64), SessionRecords(self._dictionaries))
+
+    def _sweep(self, log_time_ms: int, done: Applied) -> None:
+        while True:
+            kernel.sweep(self._memory.table, self._out, log_time_ms)
+            self._drain(done)
+            if int(self._memory.state[kernel.REASON]) == kernel.DONE:
+                return
+            self._widen_out()
+
+    def _drain(self, done: Applied) -> None:
+        """Take alerts and closed sessions out of the kernel's arrays."""
+        state, out = self._memory.state, self._out
+        alerts, closed = int(state[kernel.ALERTS]), int(state[kernel.CLOSED])
+        state[[kernel.ALERTS, kernel.CLOSED]] = 0
+        if alerts:
+            numbers = out.alerts[: alerts * kernel.ALERT_WORDS].reshape(alerts, -1)
+            names = Names.copy_of(out.alert_text, out.alert_ends, alerts).values()
+            codes = out.alert_codes[: alerts * kernel.DIMS].reshape(alerts, -1)
+            done.alerts += alerts_of(numbers, codes, names, self._ladder_kbps, self._dictionaries, self._partition)
+            done.alert_rows = np.concatenate((done.alert_rows, numbers[:, kernel.A_EVENT_ROW]))
+        if closed:
+            done.sessions.take(
+                out.closed[: closed * kernel.CLOSED_WORDS].reshape(closed, -1).copy(),
+                out.closed_codes[: closed * kernel.DIMS].reshape(closed, -1).copy(),
+                Names.copy_of(out.closed_text, out.closed_ends, closed),
+            )
+
+    def _widen_out(self) -> None:
+        """Room for a chunk of the longest names seen (fresh memory: untouched pages cost nothing)."""
+        state = self._memory.state
+        longest = int(max(state[kernel.LONGEST_DEVICE], state[kernel.LONGEST_SESSION], state[kernel.LONGEST_USER]))
+        if longest * 3 * (self._out.closed.size // kernel.CLOSED_WORDS) > self._out.closed_text.size:
+            self._out = _new_out(longest)
+
+
+def _new_out(name_bytes: int) -> kernel.Out:
+    closed, alerts = (CLOSED_MAX, ALERTS_MAX) if name_bytes <= kernel.LONG_BYTES else (4 * kernel.BLOCK_ROWS, 4 * kernel.BLOCK_ROWS)
+    return kernel.Out(
+        np.empty(alerts * kernel.ALERT_WORDS, np.int64), np.empty(alerts * kernel.DIMS, np.int32), np.empty(3 * alerts * name_bytes, np.uint8),
+        np.empty(3 * alerts, np.int64),
+        np.empty(closed * kernel.CLOSED_WORDS, np.int64), np.empty(closed * kernel.DIMS, np.int32), np.empty(3 * closed * name_bytes, np.uint8),
+        np.empty(3 * closed, np.int64),
+    )  # fmt: skip
+
+
+def _events(batch: EventBatch) -> kernel.Events:
+    # Row 0 of a matrix and the distance of its rows: the same type whether the matrix is whole or a slice of a wider one.
+    ints, codes = batch.ints[0], batch.codes[FIRST_DIMENSION]
+    device, session, user = batch.device_id, batch.session_id, batch.user_id
+    return kernel.Events(
+        batch.rows, batch.kind, batch.ts, ints, batch.ints.strides[0] // 8, codes, batch.codes.strides[0] // 4,
+        batch.key_lo.view(np.int64), batch.key_hi.view(np.int64), batch.user_hash.view(np.int64), batch.append_ts_ms,
+        device.offsets, device.data, session.offsets, session.data, user.offsets, user.data, user.valid, batch.duplicate, batch.late,
+    )  # fmt: skip
