@@ -58,9 +58,12 @@ class DetectionConfig(_Frozen):
 
 
 class LakeConfig(_Frozen):
-    row_group_rows: Positive = 131_072  # buffered rows of one partition; x ~250 B a row = 32 MB
+    row_group_rows: Positive = 131_072  # held in memory for each open file: x ~35 B of encoded pages = 5 MB
+    row_group_bytes_max: Positive = 32 << 20  # of encoded pages, where rows are large
     file_rows_max: Positive = 4 << 20  # ~120 MB of Parquet
+    file_bytes_max: Positive = 512 << 20
     file_age_max_ms: Positive = 10_000
+    queue_bytes_max: Positive = 32 << 20  # pages between the step and the writing thread: ~1M rows; more only hides a slow disk
 
 
 class LogConfig(_Frozen):

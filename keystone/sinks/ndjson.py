@@ -1,0 +1,179 @@
+"""Alerts and dead letters as lines of JSON: for people, for tests, and for whatever tails a file."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from keystone.errors import SinkError, UsageError
+from keystone.events import DEAD_LETTER_BYTES_MAX, DIMENSIONS, Alert, DeadLetter
+
+BATCH_BYTES_MAX: Final = 8 << 20  # lines are written before more than this, and one line, are held
+TAIL_BYTES: Final = 64 << 10  # read at once, from the end, when looking for the last whole line
+ALERT_FIELDS: Final = (
+    "alert_id", "kind", "action", "device_id", "session_id", "event_ts", "seq", "buffers_in_run", "bitrate_kbps", "recommended_bitrate_kbps",
+)  # fmt: skip
+
+
+def alert_line(alert: Alert) -> bytes:
+    """One line, with its line feed. Strings that are no Unicode text are not expected: the decoder refuses them."""
+    fields: dict[str, Any] = {name: getattr(alert, name) for name in ALERT_FIELDS}
+    fields.update((name, alert.dimensions.get(name)) for name in DIMENSIONS)
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def dead_letter_line(letter: DeadLetter, *, per_line: bool) -> bytes:
+    """One line. ``per_line``: a plain file, whose records are lines, so ``line`` is the number of the line in the file."""
+    fields = {
+        "line": letter.offset if per_line else letter.line,
+        "reason": letter.reason,
+        "length": letter.length,
+        "raw": base64.b64encode(letter.raw[:DEAD_LETTER_BYTES_MAX]).decode(),
+        "partition": letter.partition,
+        "offset": letter.offset,
+    }
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class LineFile:
+    """Appends whole lines to a file. Opening it cuts off a last line that a dead run left torn.
+
+    What ``write_lines`` was given is in the file, visible to every reader, when it returns. Raises ``UsageError`` where
+    the file cannot be opened and ``SinkError`` where it cannot be written; then the file ends with a whole line if it can be cut.
+    """
+
+    def __init__(self, path: Path | str, *, keep: bool = True) -> None:
+        """``keep=False`` starts the file anew."""
+        self.path = Path(path)
+        self.lines = 0  # written by us
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if keep else os.O_TRUNC), 0o644)
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}; choose another directory") from error
+        self._end = self._cut_torn_line()
+        self._is_open = True
+
+    def _cut_torn_line(self) -> int:
+        end = size = os.fstat(self._file).st_size
+        while end > 0:
+            start = max(0, end - TAIL_BYTES)
+            found = os.pread(self._file, end - start, start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end != size:
+            os.ftruncate(self._file, end)
+        return end
+
+    def write_lines(self, lines: Iterable[bytes]) -> int:
+        """Append lines, each with its line feed; returns how many."""
+        held, size, count = [], 0, 0
+        for line in lines:
+            held.append(line)
+            size += len(line)
+            count += 1
+            if size >= BATCH_BYTES_MAX:
+                self._write(b"".join(held))
+                held, size = [], 0
+        if held:
+            self._write(b"".join(held))
+        self.lines += count
+        return count
+
+    def _write(self, text: bytes) -> None:
+        if not self._is_open:
+            raise SinkError(f"{self.path} was closed")
+        written = 0
+        try:
+            while written < len(text):
+                written += os.pwrite(self._file, memoryview(text)[written:], self._end + written)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there and start again") from error
+        self._end += written
+
+    def close(self) -> None:
+        """May be repeated."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._file)
+
+
+class AlertFile:
+    """``alerts.ndjson``: one line an alert. Remembers the ids in the file, so that a restarted run repeats none.
+
+    Memory: ~100 B for each alert of the file; alerts are hundreds a second at most, events a million.
+    """
+
+    def __init__(self, path: Path | str, *, keep: bool = True) -> None:
+        """``keep``: go on with an existing file and load its ids; else start anew."""
+        self._file = LineFile(path, keep=keep)
+        self.path = self._file.path
+        self.repeats = 0  # alerts left out because they were there already
+        self._ids = self._load()
+
+    def _load(self) -> set[str]:
+        ids = set()
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    ids.add(str(orjson.loads(line)["alert_id"]))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UsageError(f"{self.path}, line {number + 1} is no alert of ours: move the file away, or choose another directory") from error
+        return ids
+
+    def __contains__(self, alert_id: str) -> bool:
+        return alert_id in self._ids
+
+    @property
+    def lines(self) -> int:
+        """Lines written by us."""
+        return self._file.lines
+
+    def write(self, alerts: Iterable[Alert]) -> int:
+        """Append the alerts that are new; visible when this returns. Returns how many were."""
+        fresh: dict[str, bytes] = {}
+        for alert in alerts:
+            if alert.alert_id in self._ids or alert.alert_id in fresh:
+                self.repeats += 1
+            else:
+                fresh[alert.alert_id] = alert_line(alert)
+        count = self._file.write_lines(fresh.values())
+        self._ids.update(fresh)
+        return count
+
+    def close(self) -> None:
+        """May be repeated."""
+        self._file.close()
+
+
+class DeadLetterFile:
+    """``dead_letters.ndjson``: ``line reason length raw partition offset`` for each line that could not be used.
+
+    ``raw`` is base64 of at most the first 64 KiB. ``per_line`` (plain files): ``line`` counts the file's lines from 0.
+    """
+
+    def __init__(self, path: Path | str, *, per_line: bool, keep: bool = False) -> None:
+        self._file = LineFile(path, keep=keep)
+        self.path = self._file.path
+        self._per_line = per_line
+
+    @property
+    def lines(self) -> int:
+        """Lines written by us."""
+        return self._file.lines
+
+    def write(self, letters: Iterable[DeadLetter]) -> int:
+        """Append; visible when this returns. Returns how many."""
+        return self._file.write_lines(dead_letter_line(letter, per_line=self._per_line) for letter in letters)
+
+    def close(self) -> None:
+        """May be repeated."""
+        self._file.close()
