@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import keystone.kernels.cache as cache
+from keystone.kernels import cache
 from keystone.kernels.cache import CACHES_KEPT, KernelStore, cache_places, source_digest
 from keystone.kernels.compiler import cached
 
