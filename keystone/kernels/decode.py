@@ -12,13 +12,15 @@ import numpy as np
 from keystone.events import BOOL_NULL, CODE_NULL, DEPTH_MAX, DICTIONARY_COLUMNS, ID_COLUMNS, INT_COLUMNS, INT_NULL, LINE_BYTES_MAX, PADDING, REASONS
 from keystone.kernels.columns import take_rows
 from keystone.kernels.compiler import callee, kernel, piece
-from keystone.kernels.glue import GLUE_BYTES, IS_STRING, MISS_COST, NODE_ENTRY, NODE_FIELD, NODE_START, SCORE_MAX, SULK, WAYS, find_or_add, follow, new_glue, promote
+from keystone.kernels.glue import (
+    GLUE_BYTES, INFO, IS_STRING, KEY_AT, KEY_HI, KEY_LO, KEY_SIZE, MASK, MISS_COST, NODE_ENTRY, NODE_FIELD, NODE_START, SCORE_MAX, SIZE, SULK, TARGET, WAYS, find_or_add, follow, new_glue, promote,
+)  # fmt: skip
 from keystone.kernels.json_text import (
-    ASCII_ZEROS, CLOSE_OBJECT, COLON, COMMA, INT_LIMIT, LF, LOW_32, MINUS, NINE, NUMBER_OK, OPEN_ARRAY, OPEN_OBJECT, QUOTE, WORD_NULL, WORD_TRUE, ZERO,
+    ASCII_ZEROS, CLOSE_OBJECT, COLON, COMMA, INT_LIMIT, LF, LOW_32, MINUS, NINE, NUMBER_OK, OPEN_ARRAY, OPEN_OBJECT, POINT, QUOTE, WORD_NULL, WORD_TRUE, ZERO,
     eight_digits, exact_integer, is_utf8, scan_literal, scan_number, scan_string, scan_value, skip_blanks, unescape,
 )  # fmt: skip
 from keystone.kernels.wide import copy_32, equal_32, item, load_u64, same_32, string_stops, trailing_zeros
-from keystone.kernels.words import FULL, LOW_BYTES, fold, hash_128, intern, intern_one, new_words, rehash
+from keystone.kernels.words import FULL, LOW_BYTES, find, fold, hash_128, intern, intern_one, new_words, rehash
 
 U = np.uint64
 
@@ -36,6 +38,7 @@ REQUIRED = U((1 << EVENT) | (1 << TS) | (1 << (FIRST_ID + DEVICE)) | (1 << (FIRS
 
 TOO_LARGE, INVALID_UTF8, INVALID_JSON, NOT_AN_OBJECT, TOO_DEEP, MISSING_FIELD, BAD_TYPE = range(len(REASONS))
 ACCEPTED, BROKEN, NO_ROOM = -1, -2, -3
+I_DEVICE, I_SESSION, I_USER = 0, 3, 6  # places in Scratch.ids: size, and for the first two the halves of the hash
 
 # Extras: what a row adds to the lake's ``extra``; a line up to the limit holds at most one key in five bytes.
 EXTRAS_MAX = LINE_BYTES_MAX // 5 + 64
@@ -76,13 +79,15 @@ class Columns(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """``extras`` int64 (7, EXTRAS_MAX), ``slots`` int64, ``stack`` and ``text`` uint8, ``keys`` uint64 (5 * 128)."""
+    """``extras`` int64 (7, EXTRAS_MAX), ``slots`` int64, ``stack`` and ``text`` uint8, ``keys`` uint64 (5 * 128),
+    ``ids`` uint64 (8): hashes and sizes of the row's identifiers, in memory to leave registers to the bytes."""
 
     extras: np.ndarray
     slots: np.ndarray
     stack: np.ndarray
     text: np.ndarray
     keys: np.ndarray
+    ids: np.ndarray
 
 
 KEY_SLOTS, KEY_WORDS = 128, 4  # a slot: two words of the name, its size, its field + 1
@@ -260,6 +265,64 @@ def copy_string(text, start, size, out, to):
         done += 32
 
 
+@piece
+def put_id(field, text, start, size, place, columns, ids, secrets):
+    """Store an identifier in its column and its hash and size in ``ids``."""
+    lo, hi = hash_128(text, start, size, secrets)
+    if field == FIRST_ID + DEVICE:
+        copy_string(text, start, size, columns.device, np.int64(columns.ends[DEVICE, place]))
+        ids[I_DEVICE], ids[I_DEVICE + 1], ids[I_DEVICE + 2] = U(size), lo, hi
+    elif field == FIRST_ID + SESSION:
+        copy_string(text, start, size, columns.session, np.int64(columns.ends[SESSION, place]))
+        ids[I_SESSION], ids[I_SESSION + 1], ids[I_SESSION + 2] = U(size), lo, hi
+    else:
+        copy_string(text, start, size, columns.user, np.int64(columns.ends[USER, place]))
+        ids[I_USER] = U(size)
+        columns.user_hash[place] = lo | U(1)  # 0 means absent
+        columns.valid[USER, place] = 1
+
+
+@piece
+def plain_integer(text, at):
+    """(digits, value) of one to fifteen digits without sign, leading zero, fraction or exponent; (0, 0) of any other text."""
+    word = load_u64(text, at) ^ ASCII_ZEROS
+    other = ((word + U(0x7676767676767676)) | word) & U(0x8080808080808080)
+    if other != U(0):
+        digits = trailing_zeros(other) >> 3
+        if digits == 0:
+            return np.int64(0), np.int64(0)
+        number = eight_digits(word << (U(64) - U(8 * digits)))
+    else:
+        number = eight_digits(word)
+        word = load_u64(text, at + 8) ^ ASCII_ZEROS
+        other = ((word + U(0x7676767676767676)) | word) & U(0x8080808080808080)
+        if other == U(0):
+            return np.int64(0), np.int64(0)
+        more = trailing_zeros(other) >> 3
+        if more > 0:
+            number = number * item(TEN_POWERS, more) + eight_digits(word << (U(64) - U(8 * more)))
+        digits = 8 + more
+    follows = item(text, at + digits)
+    if follows == POINT or follows == 101 or follows == 69 or (digits > 1 and item(text, at) == ZERO):
+        return np.int64(0), np.int64(0)
+    return np.int64(digits), np.int64(number)
+
+
+@piece
+def other_way(text, p, node, glue):
+    """The later candidate after ``node`` whose glue fits at ``p``, or -1."""
+    for way in range(1, WAYS):
+        entry = item(glue.next, node * WAYS + way)
+        if entry < 0:
+            break
+        mask = item(glue.info, entry * INFO + MASK)
+        if np.int64(same_32(text, p, glue.text, entry * GLUE_BYTES)) & mask == mask:
+            if (p & 255) == 0:  # seldom: candidates that fit most come first, and the branch predictor knows their order
+                promote(node, np.int64(way), glue)
+            return entry
+    return np.int64(-1)
+
+
 @callee
 def line_end(text, at):
     """Place of the next line feed."""
@@ -293,10 +356,10 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
     row, received, dead_count, empty, used_bytes = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     record, at, line = progress[P_RECORD], progress[P_AT], progress[P_LINE]
     cleared = np.int64(0)
-    device_end, session_end, user_end, extra_end = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    extra_end = np.int64(0)
     columns.ends[:, 0] = 0
     status = STATUS_DONE
-    keys, extras, secrets, stack = scratch.keys, scratch.extras, words.secrets, scratch.stack
+    keys, extras, secrets, stack, ids = scratch.keys, scratch.extras, words.secrets, scratch.stack, scratch.ids
     while record < starts.size:
         if at < 0:
             at, line = item(starts, record), np.int64(0)
@@ -320,34 +383,75 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
             node, seen, bad = np.int64(NODE_START), U(0), U(0)
             n_extras, has_escape = np.int64(0), 0
             is_deep, is_large = False, False
-            device_size, session_size, user_size = np.int64(0), np.int64(0), np.int64(0)
-            device_lo, device_hi, session_lo, session_hi = U(0), U(0), U(0), U(0)
             outcome = ACCEPTED
             if item(text, p) != OPEN_OBJECT:
                 outcome = BROKEN
             while outcome == ACCEPTED:
+                # --- the usual: guessed glue, a plain value, nothing twice; anything else leaves this loop untouched ---
+                while True:
+                    score = item(glue.score, node)
+                    entry = item(glue.next, node * WAYS) if score >= 0 else np.int64(-1)
+                    if entry < 0:
+                        break
+                    mask = item(glue.info, entry * INFO + MASK)
+                    if np.int64(same_32(text, p, glue.text, entry * GLUE_BYTES)) & mask != mask:
+                        if item(text, p) == CLOSE_OBJECT:
+                            entry = np.int64(-1)
+                            break
+                        entry = other_way(text, p, node, glue)
+                        if entry < 0:
+                            break
+                    q = p + item(glue.info, entry * INFO + SIZE)
+                    target = item(glue.info, entry * INFO + TARGET)
+                    bit = U(1) << U(target & (IS_STRING - 1))
+                    if seen & bit != U(0):
+                        break
+                    if target >= IS_STRING:
+                        value_end = q
+                        stops = string_stops(text, q)
+                        while stops == U(0):
+                            value_end += 32
+                            stops = string_stops(text, value_end)
+                        value_end += trailing_zeros(stops)
+                        if item(text, value_end) != QUOTE or value_end - q > LINE_BYTES_MAX:
+                            break
+                        if target < IS_STRING + FIRST_INT:
+                            code = find(text, q, value_end - q, target - IS_STRING, words)
+                            if code < 0:
+                                break
+                            columns.codes[U(target - IS_STRING), place] = code
+                        elif IS_STRING + FIRST_ID <= target < IS_STRING + TS:
+                            put_id(target - IS_STRING, text, q, value_end - q, place, columns, ids, secrets)
+                        else:
+                            break
+                        p = value_end + 1
+                    else:
+                        if not (FIRST_INT <= target < FIRST_ID or target == TS):
+                            break
+                        digits, number = plain_integer(text, q)
+                        if digits == 0:
+                            break
+                        if target == TS:
+                            columns.ts[place] = number
+                        else:
+                            columns.ints[U(target - FIRST_INT), place] = number
+                        p = q + digits
+                    if score < SCORE_MAX:
+                        glue.score[U(node)] = score + 1
+                    seen |= bit
+                    node = NODE_ENTRY + entry
+                # --- any one member, exactly ----------------------------------------------------------------------
                 if item(text, p) == CLOSE_OBJECT and node != NODE_START:
                     p += 1
                     break
                 # --- the key: guessed by its glue, else read ----------------------------------------------------
-                entry, glue_start = np.int64(-1), p
+                glue_start = p
                 key, key_end = np.int64(0), np.int64(0)
                 key_lo, key_hi = U(0), U(0)
-                score = item(glue.score, node)
-                if score >= 0:
-                    for way in range(WAYS):
-                        candidate = item(glue.next, node * WAYS + way)
-                        if candidate < 0:
-                            break
-                        mask = item(glue.mask, candidate)
-                        if same_32(text, p, glue.text, candidate * GLUE_BYTES) & mask == mask:
-                            entry = candidate
-                            if way > 0 and (row & 7) == 0:
-                                promote(node, way, glue)
-                            break
+                score = glue.score[node]
                 if entry >= 0:
-                    target = item(glue.target, entry)
-                    q = p + item(glue.size, entry)
+                    target = item(glue.info, entry * INFO + TARGET)
+                    q = p + item(glue.info, entry * INFO + SIZE)
                     if score < SCORE_MAX:
                         glue.score[node] = score + 1
                     node = NODE_ENTRY + entry
@@ -462,29 +566,11 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         if size > LINE_BYTES_MAX:
                             is_large = True
                             continue
-                        if field == FIRST_ID + DEVICE:
-                            if has_escape:
-                                device_size = unescape(text, q, value_end, columns.device, device_end) - device_end
-                            else:
-                                copy_string(text, q, size, columns.device, device_end)
-                                device_size = size
-                            device_lo, device_hi = hash_128(columns.device, device_end, device_size, secrets) if has_escape else hash_128(text, q, size, secrets)
-                        elif field == FIRST_ID + SESSION:
-                            if has_escape:
-                                session_size = unescape(text, q, value_end, columns.session, session_end) - session_end
-                            else:
-                                copy_string(text, q, size, columns.session, session_end)
-                                session_size = size
-                            session_lo, session_hi = hash_128(columns.session, session_end, session_size, secrets) if has_escape else hash_128(text, q, size, secrets)
+                        if has_escape:
+                            size = unescape(text, q, value_end, scratch.text, 0)
+                            put_id(field, scratch.text, np.int64(0), size, place, columns, ids, secrets)
                         else:
-                            if has_escape:
-                                user_size = unescape(text, q, value_end, columns.user, user_end) - user_end
-                            else:
-                                copy_string(text, q, size, columns.user, user_end)
-                                user_size = size
-                            low, _ = hash_128(columns.user, user_end, user_size, secrets) if has_escape else hash_128(text, q, size, secrets)
-                            columns.user_hash[place] = low | U(1)
-                            columns.valid[USER, place] = 1
+                            put_id(field, text, q, size, place, columns, ids, secrets)
                         continue
                     if field == TS:
                         bad |= bit
@@ -493,36 +579,13 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                     keep = True
                 else:
                     if (FIRST_INT <= field < FIRST_ID) or field == TS:
-                        negative = item(text, q) == MINUS
-                        first = q + 1 if negative else q
-                        word = load_u64(text, first) ^ ASCII_ZEROS
-                        other = ((word + U(0x7676767676767676)) | word) & U(0x8080808080808080)
-                        number, digits, fits = U(0), np.int64(8), True
-                        if other != U(0):
-                            digits = trailing_zeros(other) >> 3
-                            fits = digits > 0
-                            number = eight_digits(word << (U(64) - U(8 * digits))) if fits else U(0)
-                        else:
-                            number = eight_digits(word)
-                            word = load_u64(text, first + 8) ^ ASCII_ZEROS
-                            other = ((word + U(0x7676767676767676)) | word) & U(0x8080808080808080)
-                            if other != U(0):
-                                more = trailing_zeros(other) >> 3
-                                digits = 8 + more
-                                if more > 0:
-                                    number = number * item(TEN_POWERS, more) + eight_digits(word << (U(64) - U(8 * more)))
-                            else:
-                                fits = False  # sixteen digits or more
-                        follows = item(text, first + digits)
-                        if fits and follows != 46 and follows != 101 and follows != 69 and (digits == 1 or item(text, first) != ZERO):
-                            p = first + digits
-                            value = -np.int64(number) if negative else np.int64(number)
+                        digits, number = plain_integer(text, q)
+                        if digits > 0:
+                            p = q + digits
                             if field == TS:
-                                columns.ts[place] = value
-                                if value < 0:
-                                    bad |= bit
+                                columns.ts[place] = number
                             else:
-                                columns.ints[U(field - FIRST_INT), place] = value
+                                columns.ints[U(field - FIRST_INT), place] = number
                             continue
                     byte = item(text, q)
                     if byte == MINUS or ZERO <= byte <= NINE:
@@ -554,14 +617,10 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                             columns.codes[U(field), place] = code
                             continue
                         elif field == FIRST_ID + USER:
-                            user_size = value_end - q
-                            if user_size > LINE_BYTES_MAX:
+                            if value_end - q > LINE_BYTES_MAX:
                                 is_large = True
                                 continue
-                            copy_string(text, q, user_size, columns.user, user_end)
-                            low, _ = hash_128(text, q, user_size, secrets)
-                            columns.user_hash[place] = low | U(1)
-                            columns.valid[USER, place] = 1
+                            put_id(field, text, q, value_end - q, place, columns, ids, secrets)
                             continue
                         else:
                             keep = True
@@ -584,9 +643,9 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         if word == WORD_NULL:
                             if field == UNKNOWN:
                                 if entry >= 0:
-                                    key = glue_start + item(glue.key_at, entry)
-                                    key_end = key + item(glue.key_size, entry)
-                                    key_lo, key_hi = item(glue.key_hash, 2 * entry), item(glue.key_hash, 2 * entry + 1)
+                                    key = glue_start + item(glue.info, entry * INFO + KEY_AT)
+                                    key_end = key + item(glue.info, entry * INFO + KEY_SIZE)
+                                    key_lo, key_hi = U(item(glue.info, entry * INFO + KEY_LO)), U(item(glue.info, entry * INFO + KEY_HI))
                                 n_extras = add_extra(field, key, key_end, np.int64(-1), value_end, key_lo, key_hi, n_extras, scratch, progress)
                                 if n_extras > EXTRAS_MAX:
                                     is_large = True
@@ -603,9 +662,9 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         bad |= bit
                         continue
                     if entry >= 0:
-                        key = glue_start + item(glue.key_at, entry)
-                        key_end = key + item(glue.key_size, entry)
-                        key_lo, key_hi = item(glue.key_hash, 2 * entry), item(glue.key_hash, 2 * entry + 1)
+                        key = glue_start + item(glue.info, entry * INFO + KEY_AT)
+                        key_end = key + item(glue.info, entry * INFO + KEY_SIZE)
+                        key_lo, key_hi = U(item(glue.info, entry * INFO + KEY_LO)), U(item(glue.info, entry * INFO + KEY_HI))
                     n_extras = add_extra(field, key, key_end, value_start, value_end, key_lo, key_hi, n_extras, scratch, progress)
                     if n_extras > EXTRAS_MAX:
                         is_large = True
@@ -653,20 +712,16 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                 elif code == 4 and columns.fatal[place] == 1:
                     kind = 6
             columns.kind[place] = kind
-            device_end += device_size
-            session_end += session_size
-            columns.ends[DEVICE, place + U(1)] = device_end
-            columns.ends[SESSION, place + U(1)] = session_end
-            if columns.valid[USER, place]:
-                user_end += user_size
-            columns.ends[USER, place + U(1)] = user_end
+            columns.ends[DEVICE, place + U(1)] = columns.ends[DEVICE, place] + np.int32(ids[I_DEVICE])
+            columns.ends[SESSION, place + U(1)] = columns.ends[SESSION, place] + np.int32(ids[I_SESSION])
+            columns.ends[USER, place + U(1)] = columns.ends[USER, place] + (np.int32(ids[I_USER]) if columns.valid[USER, place] else np.int32(0))
             if n_extras > 0:
                 after = write_extra(text, n_extras, extras, columns.extra, extra_end)
                 columns.valid[EXTRA, place] = 1 if after > extra_end else 0
                 extra_end = after
             columns.ends[EXTRA, place + U(1)] = extra_end
-            columns.key_lo[place] = fold(device_lo ^ secrets[1], session_lo ^ secrets[3]) + device_hi
-            columns.key_hi[place] = fold(device_hi ^ secrets[4], session_hi ^ secrets[6]) + session_lo
+            columns.key_lo[place] = fold(ids[I_DEVICE + 1] ^ secrets[1], ids[I_SESSION + 1] ^ secrets[3]) + ids[I_DEVICE + 2]
+            columns.key_hi[place] = fold(ids[I_DEVICE + 2] ^ secrets[4], ids[I_SESSION + 2] ^ secrets[6]) + ids[I_SESSION + 1]
             columns.offset[place] = item(offsets, record) + line if per_line else item(offsets, record)
             columns.line[place] = 0 if per_line else line
             columns.append_ts[place] = item(append_ts, record)
@@ -708,7 +763,7 @@ def new_scratch() -> Scratch:
     fill_keys(names, np.array([len(n) for n in FIELD_NAMES], np.int64), keys)
     return Scratch(
         np.empty((7, EXTRAS_MAX + 1), np.int64), np.zeros(EXTRA_SLOTS + 1, np.int64), np.empty(LINE_BYTES_MAX + 16, np.uint8),
-        np.empty(LINE_BYTES_MAX + 4 * PADDING, np.uint8), keys,
+        np.empty(LINE_BYTES_MAX + 4 * PADDING, np.uint8), keys, np.zeros(8, np.uint64),
     )  # fmt: skip
 
 

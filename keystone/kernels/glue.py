@@ -18,7 +18,7 @@ from keystone.kernels.wide import copy_32, load_u64
 U = np.uint64
 GLUE_MAX = 1024  # entries; beyond, all is forgotten and learned anew
 GLUE_BYTES = 32  # longer glue is never learned
-WAYS = 4  # candidates after one glue
+WAYS = 8  # candidates after one glue
 SLOTS = 4 * GLUE_MAX
 RESET_ROWS_MIN = 65_536  # events between two fresh starts: relearning may cost 1% at most
 SCORE_MAX, MISS_COST, SULK = 24, 4, -256  # after six misses in a row a node stops guessing for 256 keys
@@ -29,19 +29,17 @@ NODE_FIELD = 1  # + field: after a key that was read byte by byte and not learne
 NODE_ENTRY = 33  # + entry: after that glue
 NODES = NODE_ENTRY + GLUE_MAX
 
+INFO = 8  # int64 an entry: a bit a byte of its text, size, field (plus IS_STRING), then the key for unknown ones
+MASK, SIZE, TARGET, KEY_AT, KEY_SIZE, KEY_LO, KEY_HI = range(7)
+
 COUNT, ROWS_AT_RESET, RESETS = 0, 1, 2  # places in Glue.state
 
 
 class Glue(NamedTuple):
-    """Entries by number, then nodes. ``text`` uint8 (GLUE_MAX * 32 + 32), ``mask`` uint64 with a bit a byte."""
+    """Entries by number, then nodes. ``text`` uint8 (GLUE_MAX * 32 + 32); all that is known of an entry lies in one cache line."""
 
     text: np.ndarray
-    mask: np.ndarray
-    size: np.ndarray
-    target: np.ndarray  # field, plus IS_STRING
-    key_at: np.ndarray  # of the key within the glue, for unknown keys
-    key_size: np.ndarray
-    key_hash: np.ndarray  # uint64 (GLUE_MAX * 2)
+    info: np.ndarray  # int64 (GLUE_MAX * INFO)
     slots: np.ndarray  # hash of the text -> entry + 1
     next: np.ndarray  # (NODES * WAYS), entry or -1
     score: np.ndarray  # (NODES,)
@@ -52,8 +50,7 @@ def new_glue() -> Glue:
     """Nothing learned."""
     i64 = np.int64
     return Glue(
-        np.zeros(GLUE_MAX * GLUE_BYTES + GLUE_BYTES, np.uint8), np.zeros(GLUE_MAX, np.uint64), np.zeros(GLUE_MAX, i64), np.zeros(GLUE_MAX, i64),
-        np.zeros(GLUE_MAX, i64), np.zeros(GLUE_MAX, i64), np.zeros(GLUE_MAX * 2, np.uint64), np.zeros(SLOTS, i64),
+        np.zeros(GLUE_MAX * GLUE_BYTES + GLUE_BYTES, np.uint8), np.zeros(GLUE_MAX * INFO, i64), np.zeros(SLOTS, i64),
         np.full(NODES * WAYS, -1, i64), np.zeros(NODES, i64), np.zeros(4, i64),
     )  # fmt: skip
 
@@ -86,7 +83,7 @@ def find_or_add(text, at, size, target, key_at, key_size, key_lo, key_hi, glue, 
     slot = np.int64(mixed & U(SLOTS - 1))
     while glue.slots[slot] != 0:
         entry = glue.slots[slot] - 1
-        if glue.target[entry] == target and glue.size[entry] == size and has_text(text, at, size, glue, entry):
+        if glue.info[entry * INFO + TARGET] == target and glue.info[entry * INFO + SIZE] == size and has_text(text, at, size, glue, entry):
             return entry
         slot = (slot + 1) & (SLOTS - 1)
     entry = glue.state[COUNT]
@@ -95,13 +92,14 @@ def find_or_add(text, at, size, target, key_at, key_size, key_lo, key_hi, glue, 
         return np.int64(-1)  # the caller's node may be gone: it learns from the next key on
     glue.state[COUNT] = entry + 1
     copy_32(glue.text, entry * GLUE_BYTES, text, at)
-    glue.mask[entry] = mask
-    glue.size[entry] = size
-    glue.target[entry] = target
-    glue.key_at[entry] = key_at
-    glue.key_size[entry] = key_size
-    glue.key_hash[2 * entry] = key_lo
-    glue.key_hash[2 * entry + 1] = key_hi
+    info = entry * INFO
+    glue.info[info + MASK] = np.int64(mask)
+    glue.info[info + SIZE] = size
+    glue.info[info + TARGET] = target
+    glue.info[info + KEY_AT] = key_at
+    glue.info[info + KEY_SIZE] = key_size
+    glue.info[info + KEY_LO] = np.int64(key_lo)
+    glue.info[info + KEY_HI] = np.int64(key_hi)
     glue.slots[slot] = entry + 1
     for way in range(WAYS):
         glue.next[(NODE_ENTRY + entry) * WAYS + way] = -1

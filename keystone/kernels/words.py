@@ -74,6 +74,31 @@ def hash_128(text, start, size, secrets):
 
 
 @piece
+def find(text, start, size, column, words):
+    """Code of a string of up to 16 bytes that is known already, else -1: ``intern`` without what is rare."""
+    if size > 16:
+        return np.int64(-1)
+    tag = U(size) | (U(column) << U(32))
+    first = load_u64(text, start) & item(LOW_BYTES, size)
+    second = load_u64(text, start + 8) & item(LOW_BYTES, max(size - 8, 0))
+    slot = slot_of(first, second, tag, words)
+    while item(words.slots, slot + 3) != U(0):
+        if item(words.slots, slot) == first and item(words.slots, slot + 1) == second and item(words.slots, slot + 2) == tag:
+            return item(words.code, np.int64(item(words.slots, slot + 3)) - 1)
+        slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
+    return np.int64(-1)
+
+
+@piece
+def slot_of(first, second, tag, words):
+    """Where the search for such a string begins."""
+    mixed = (first ^ tag) * item(words.secrets, 5) + (second ^ item(words.secrets, 6)) * item(words.secrets, 7)
+    mixed ^= mixed >> U(32)
+    mixed *= item(words.secrets, 5)
+    return np.int64((mixed >> U(29)) & U(words.slots.size // SLOT_WORDS - 1)) * SLOT_WORDS
+
+
+@piece
 def intern(text, start, size, column, words):
     """Code of ``text[start:start + size]`` in ``column``, new if need be; FULL if there is no room."""
     tag = U(size) | (U(column) << U(32))
@@ -82,11 +107,7 @@ def intern(text, start, size, column, words):
         second = load_u64(text, start + 8) & item(LOW_BYTES, max(size - 8, 0))
     else:
         first, second = hash_128(text, start, size, words.secrets)
-    mixed = (first ^ tag) * words.secrets[5] + (second ^ words.secrets[6]) * words.secrets[7]
-    mixed ^= mixed >> U(32)
-    mixed *= words.secrets[5]
-    mask = U(words.slots.size // SLOT_WORDS - 1)
-    slot = np.int64((mixed >> U(29)) & mask) * SLOT_WORDS
+    slot = slot_of(first, second, tag, words)
     while item(words.slots, slot + 3) != U(0):
         if item(words.slots, slot) == first and item(words.slots, slot + 1) == second and item(words.slots, slot + 2) == tag:
             entry = np.int64(item(words.slots, slot + 3)) - 1
@@ -163,14 +184,10 @@ def intern_one(text, size, column, words):
 @kernel
 def rehash(old, words):
     """Move the filled slots of ``old`` into the larger, zeroed ``words.slots``."""
-    mask = U(words.slots.size // SLOT_WORDS - 1)
     for at in range(0, old.size, SLOT_WORDS):
         if old[at + 3] == U(0):
             continue
-        mixed = (old[at] ^ old[at + 2]) * words.secrets[5] + (old[at + 1] ^ words.secrets[6]) * words.secrets[7]
-        mixed ^= mixed >> U(32)
-        mixed *= words.secrets[5]
-        slot = np.int64((mixed >> U(29)) & mask) * SLOT_WORDS
+        slot = slot_of(old[at], old[at + 1], old[at + 2], words)
         while words.slots[slot + 3] != U(0):
             slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
         for i in range(SLOT_WORDS):
