@@ -33,8 +33,10 @@ def alert_id(device_id: str, session_id: str, start_ts: int, ordinal: int, kind:
 def alerts_of(
     numbers: I64, codes: I32, names: list[tuple[str, str, str | None]], ladder_kbps: tuple[int, ...], dictionaries: DictionaryStore, partition: int
 ) -> list[Alert]:
-    """Alerts from the kernel's rows: ``numbers`` (alerts, ALERT_WORDS), ``codes`` (alerts, coded dimensions), ``names``
-    device, session and user of each."""
+    """Alerts from the kernel's rows.
+
+    ``numbers`` (alerts, ALERT_WORDS), ``codes`` (alerts, coded dimensions), ``names`` device, session and user of each.
+    """
     return [
         _alert(row, row_codes, name, ladder_kbps, dictionaries, partition)
         for row, row_codes, name in zip(numbers.tolist(), codes.tolist(), names, strict=True)
@@ -49,8 +51,8 @@ def _alert(
     seq, bitrate = row[kernel.A_SEQ], row[kernel.A_BITRATE]
     bitrate_kbps = None if bitrate == INT_NULL else bitrate
     dimensions = {"user_id": user_id}
-    for i, (name, code) in enumerate(zip(CODED_DIMENSIONS, codes, strict=True)):
-        dimensions[name] = None if code < 0 else dictionaries.text(FIRST_DIMENSION + i, code)
+    for column, (name, code) in enumerate(zip(CODED_DIMENSIONS, codes, strict=True), FIRST_DIMENSION):
+        dimensions[name] = None if code < 0 else dictionaries.text(column, code)
     return Alert(
         alert_id=alert_id(device_id, session_id, row[kernel.A_START_TS], row[kernel.A_ORDINAL], kind),
         kind=kind,

@@ -19,7 +19,7 @@ from keystone.config import DetectionConfig, SessionConfig
 from keystone.detect import alerts_of
 from keystone.events import FIRST_DIMENSION, I32, I64, Alert, EventBatch
 from keystone.kernels import sessions as kernel
-from keystone.session_records import Names, SessionRecords
+from keystone.session_records import Names, SessionRecords, names_of
 from keystone.session_state import DictionaryStore, TableMemory
 
 __all__ = ["Applied", "DictionaryStore", "SessionRecords", "SessionTable"]
@@ -27,6 +27,7 @@ __all__ = ["Applied", "DictionaryStore", "SessionRecords", "SessionTable"]
 CLOSED_MAX: Final = 2048  # closed sessions of one kernel call; more make another
 ALERTS_MAX: Final = 512
 NAME_BYTES: Final = 64  # of an identifier, as room is first measured; grows with what is seen
+_NO_ROWS: Final = np.zeros(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -149,8 +150,8 @@ class SessionTable:
         self._memory.remap(dimension, mapping)
 
     def _begin(self) -> Applied:
-        self._memory.state[[kernel.APPLIED, kernel.DUPLICATES, kernel.LATE]] = 0
-        return Applied([], np.zeros(0, np.int64), SessionRecords(self._dictionaries))
+        self._memory.state[kernel.APPLIED : kernel.CLOSED + 1] = 0
+        return Applied([], _NO_ROWS, SessionRecords(self._dictionaries))
 
     def _sweep(self, log_time_ms: int, done: Applied) -> None:
         while True:
@@ -164,10 +165,10 @@ class SessionTable:
         """Take alerts and closed sessions out of the kernel's arrays."""
         state, out = self._memory.state, self._out
         alerts, closed = int(state[kernel.ALERTS]), int(state[kernel.CLOSED])
-        state[[kernel.ALERTS, kernel.CLOSED]] = 0
+        state[kernel.ALERTS : kernel.CLOSED + 1] = 0
         if alerts:
             numbers = out.alerts[: alerts * kernel.ALERT_WORDS].reshape(alerts, -1)
-            names = Names.copy_of(out.alert_text, out.alert_ends, alerts).values()
+            names = names_of(out.alert_text, out.alert_ends, alerts)
             codes = out.alert_codes[: alerts * kernel.DIMS].reshape(alerts, -1)
             done.alerts += alerts_of(numbers, codes, names, self._ladder_kbps, self._dictionaries, self._partition)
             done.alert_rows = np.concatenate((done.alert_rows, numbers[:, kernel.A_EVENT_ROW]))
