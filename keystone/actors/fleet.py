@@ -83,7 +83,10 @@ class FleetActor(LoopActor):
     def _build(self) -> None:
         from keystone.metrics import LatencyHistogram
 
+        _rehearse(self._spec.plan)
         self._log = self._open_log()
+        self._delays = LatencyHistogram()
+        self._delays.add([0])
         self._delays = LatencyHistogram()
         self._driven = [Driven(p, self._open_fleet(p), self._log.writer(p)) for p in self._spec.partitions]
 
@@ -154,3 +157,14 @@ class FleetActor(LoopActor):
     def _counters(self) -> dict[str, Any]:
         events = self._totals.events
         return {"events": events, "behind_ms": self._behind_ms, "send_delay_p99_ms": self._delays.quantile(0.99) if events else None}
+
+
+def _rehearse(plan: FleetPlan) -> None:
+    """A few ticks of a tiny fleet: the first use of a kernel costs up to a second."""
+    from keystone.sim.fleet import PartitionFleet
+
+    small = plan.model_copy(update={"eps": 1_000.0, "devices": 5_000, "seconds": 1.0, "partitions": 1})
+    fleet = PartitionFleet(small, 0)
+    while fleet.tick() is not None:
+        pass
+    fleet.truth().frame()

@@ -1,10 +1,10 @@
-"""What every actor of ours is: a loop in a thread of its own, asked about its health from outside.
+r"""What every actor of ours is: a loop in a thread of its own, asked about its health from outside.
 
 Ray calls only ask and order; each returns at once, so that no call waits behind another, and none is on the way of
 an event. An actor's life::
 
     new -> building -> ready -> running -> finished
-                \\________\\________\\____-> failed          (error says why, in one line)
+                \________\________\____-> failed          (error says why, in one line)
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class LoopActor(ABC):
     def _counters(self) -> dict[str, Any]:
         """More for ``status``; called from another thread than the loop's, at any time."""
 
-    def _wait_for_start(self) -> None:
+    def _wait_for_start(self) -> None:  # noqa: B027 - most actors start when they are ready
         """Called when ready; returns when the loop shall start."""
 
     # --- the thread -------------------------------------------------------------------------------------------------

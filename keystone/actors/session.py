@@ -10,6 +10,7 @@ Where retention has dropped the beginning, building fails and the run with it: a
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ from keystone.actors.loop import LoopActor
 from keystone.actors.trail import AlertTrail
 from keystone.config import Config
 from keystone.decode import Decoder
-from keystone.errors import OffsetOutOfRange
+from keystone.errors import LedgerError, OffsetOutOfRange
 from keystone.events import Records
 from keystone.log.base import Log, LogReader
 from keystone.metrics import Ledger
 from keystone.pipeline import PartitionPipeline
+from keystone.sinks.lake import LakeWriter
 
 POLL_BYTES_MAX = 2 << 20  # ~8,000 events, ~6 ms of work: then it is the next partition's turn
 TURN_BYTES_ENOUGH = 1 << 20  # a turn that read less lets more arrive: a step has a fixed cost of ~0.1 ms
@@ -80,13 +82,14 @@ class SessionActor(LoopActor):
         self._totals = SessionTotals(spec.name, spec.partitions)
         self._log: Log
         self._trail: AlertTrail
-        self._lake: Any = None
+        self._lake: LakeWriter | None = None
         self._ledger = Ledger()
         self._has_news = False  # since the last look: records were read
         self._final_ms: int | None = None
 
     # --- building ---------------------------------------------------------------------------------------------------
     def _build(self) -> None:
+        _rehearse(self._spec)
         work_dir = Path(self._spec.work_dir)
         self._log = self._open_log()
         readers = {p: self._log.reader(p) for p in self._spec.partitions}
@@ -106,12 +109,14 @@ class SessionActor(LoopActor):
 
         return EmbeddedLog.open(self._spec.log_dir)
 
-    def _open_lake(self) -> Any:
+    def _open_lake(self) -> LakeWriter | None:
+        """The lake, without whatever a dead predecessor wrote of our partitions: they begin anew."""
         if self._spec.lake_dir is None:
             return None
-        from keystone.sinks.lake import LakeWriter
-
-        return LakeWriter(Path(self._spec.lake_dir), self._spec.partitions, self._spec.config.lake)
+        lake = LakeWriter(self._spec.lake_dir, self._spec.config.lake, partitions=self._spec.partitions)
+        for partition in self._spec.partitions:
+            lake.discard_partition(partition)
+        return lake
 
     def _open_pipeline(self, partition: int, decoder: Decoder, sessions_expected: int) -> PartitionPipeline:
         on_batch = self._lake.append if self._lake is not None else None
@@ -122,8 +127,6 @@ class SessionActor(LoopActor):
         read_bytes = 0
         for owned in self._owned:
             read_bytes += self._visit(owned)
-        if self._lake is not None:
-            self._lake.tick(int(time.time() * 1_000))
         self._has_news = read_bytes > 0
         return 0.0 if read_bytes >= TURN_BYTES_ENOUGH else PAUSE_S
 
@@ -133,18 +136,21 @@ class SessionActor(LoopActor):
         records = owned.reader.poll(bytes_max=POLL_BYTES_MAX, wait_ms=0)
         if len(records) > 0:
             owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
-            self._step(owned, records, None)
+            self._step(owned, records, None, now_ms)
             owned.reader.commit(records.next_offset)
             return records.size_bytes
         if now_ms >= owned.timers_at_ms:
             owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
-            self._step(owned, records, now_ms - LOG_TIME_SLACK_MS)
+            self._step(owned, records, now_ms - LOG_TIME_SLACK_MS, now_ms)
         return 0
 
-    def _step(self, owned: Owned, records: Records, now_ms: int | None) -> None:
+    def _step(self, owned: Owned, records: Records, now_ms: int | None, wall_ms: int) -> None:
         result = owned.pipeline.step(records, now_ms)
+        # Alerts first: nobody waits for a Parquet page, somebody may for an alert.
         if result.alerts:
             self._trail.append(result.alerts, decoded_ms=result.decoded_ms, alerted_ms=result.alerted_ms)
+        if self._lake is not None:
+            self._lake.end_step(wall_ms)
         totals = self._totals
         self._ledger += result.ledger
         totals.sessions_closed += sum(closed.rows for closed in result.sessions)
@@ -177,3 +183,21 @@ class SessionActor(LoopActor):
         active = sum(o.pipeline.sessions.active for o in self._owned)
         self._totals.sessions_active_max = max(self._totals.sessions_active_max, active)
         self._totals.state_bytes = max(self._totals.state_bytes, sum(o.pipeline.sessions.state_bytes for o in self._owned))
+
+
+def _rehearse(spec: SessionSpec) -> None:
+    """Take a small stream through everything once: the first use of a kernel or a library costs up to a second."""
+    name = '"device_id":"d","session_id":"s"'
+    kinds = ("Start", "Heartbeat", *["Buffer"] * spec.config.detection.loop_threshold, "Stop")
+    lines = [f'{{"event":"{kind}","ts":{1_000 + i},"seq":{i},{name}}}'.encode() for i, kind in enumerate(kinds)]
+    with tempfile.TemporaryDirectory(dir=spec.work_dir) as scratch:
+        lake = LakeWriter(scratch, spec.config.lake, partitions=[0])
+        pipeline = PartitionPipeline(0, Decoder(), spec.config, on_batch=lake.append)
+        result = pipeline.step(Records.of([*lines, b"{"]), None)
+        lake.end_step(0)
+        lake.close()
+        trail = AlertTrail(Path(scratch), "rehearsal")
+        trail.append(result.alerts, decoded_ms=result.decoded_ms, alerted_ms=result.alerted_ms)
+        trail.close()
+        if len(result.alerts) != 1 or len(result.dead_letters) != 1:
+            raise LedgerError(f"the rehearsal gave {len(result.alerts)} alerts and {len(result.dead_letters)} dead letters, not one of each")

@@ -16,7 +16,6 @@ import numpy as np
 import orjson
 import polars as pl
 
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

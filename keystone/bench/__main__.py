@@ -81,8 +81,8 @@ def _run(context: click.Context, given: dict[str, Any]) -> int:
 
 
 def _hand_over(report: dict[str, Any], json_file: str | None) -> int:
-    from keystone.bench.screen import print_final
     from keystone.bench.command import as_json
+    from keystone.bench.screen import print_final
 
     if json_file == "-":
         sys.stdout.buffer.write(as_json(report))

@@ -39,7 +39,7 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
         progress.say(_headline(plan, machine))
         if remark:
             progress.say(remark)
-        warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)  # noqa: S603 - ourselves
+        warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)
         with RayRuntime():
             stop.install()
             if warming.wait() != 0:

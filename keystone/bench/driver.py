@@ -73,7 +73,7 @@ class Run:
         for index, own in enumerate(shares(self.plan.partitions, self.plan.fleet_actors)):
             fleet = FleetSpec(f"fleet-{index}", own, str(self.log.directory), str(self.work_dir), fleet_plan)
             self.supervisor.add("fleet", fleet.name, _covers(own), FleetActor, fleet)
-        self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=lambda: self.stop.is_asked())
+        self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
 
     def drive(self) -> None:
         """From the agreed start until the fleets have sent everything, or something ends the run."""

@@ -143,4 +143,4 @@ def log_home(options: Options, plan: BenchPlan, fallback: Path) -> tuple[Path, s
     memory = Path("/dev/shm")  # noqa: S108
     if memory.is_dir() and free_bytes(memory) >= plan.log_bytes * 1.2:
         return memory, None
-    return fallback, f"/dev/shm is too small for the log ({int(plan.log_bytes * 1.2) >> 20:,} MiB): using {fallback}"
+    return fallback, f"{memory} is too small for the log ({int(plan.log_bytes * 1.2) >> 20:,} MiB): using {fallback}"

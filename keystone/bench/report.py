@@ -112,9 +112,11 @@ def _ledger(sums: Sums) -> dict[str, int | None]:
     }
 
 
-def _cpu(m: Measured) -> dict[str, float]:
-    events = max(1, m.events)
-    parts = {part: round(m.cpu_s.get(part, 0.0) * 1e6 / events, 4) for part in PARTS}
+def _cpu(m: Measured) -> dict[str, float | None]:
+    events = m.events
+    if events == 0:
+        return dict.fromkeys((*PARTS, "total"))
+    parts: dict[str, float | None] = {part: round(m.cpu_s.get(part, 0.0) * 1e6 / events, 4) for part in PARTS}
     return {**parts, "total": round(sum(m.cpu_s.values()) * 1e6 / events, 4)}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any, Self
 
 PLAIN_EVERY_S = 5.0  # off a terminal: one line this often
 WIDTH = 100
 _COLOURS = {"pass": "green", "fail": "red", "invalid": "yellow"}
-REASONS_SHOWN = 6
+REASON_LINES = 9
 
 
 def ms(value: float | None) -> str:
@@ -27,13 +28,21 @@ def count(value: float | None) -> str:
 def final_lines(r: dict[str, Any]) -> list[str]:
     """The end of a run from its report: plain lines, at most 100 letters wide and 40 high."""
     lines = [f"{r['verdict'].upper()}  {r['achieved_eps']:,.0f} events/s of {r['target_eps']:,.0f} for {r['seconds']:g} s"]
-    reasons = r["reasons"]
-    lines += [f"  - {reason}" for reason in reasons[:REASONS_SHOWN]]
-    if len(reasons) > REASONS_SHOWN:
-        lines.append(f"  - and {len(reasons) - REASONS_SHOWN} more in report.json")
-    lines += [f"  note: {note}" for note in r["notes"][:3]]
+    lines += _reasons(r["reasons"])
+    lines += [f"  note: {note}" for note in r["notes"][:2]]
     lines += ["", *_run(r), "", *_latency(r), "", *_truth_and_ledger(r), "", *_costs(r), "", *_machine(r)]
     return [line[:WIDTH] for line in lines]
+
+
+def _reasons(reasons: list[str]) -> list[str]:
+    """Each reason on at most two lines, as many as there is room for, and how many there are more."""
+    lines: list[str] = []
+    for told, reason in enumerate(reasons):
+        wrapped = textwrap.wrap(reason, WIDTH, initial_indent="  - ", subsequent_indent="    ", max_lines=2)
+        if len(lines) + len(wrapped) > REASON_LINES - 1:
+            return [*lines, f"  - and {len(reasons) - told} more in report.json"]
+        lines += wrapped
+    return lines
 
 
 def _run(r: dict[str, Any]) -> list[str]:
@@ -67,7 +76,7 @@ def _latency(r: dict[str, Any]) -> list[str]:
 def _truth_and_ledger(r: dict[str, Any]) -> list[str]:
     t, g = r["truth"], r["ledger"]
     return [
-        f"truth     {count(t['expected'])} expected, {count(t['alerted'])} alerted: {count(t['missed'])} missed, {count(t['false'])} false, {count(t['duplicate'])} doubled",
+        "truth     " + ", ".join(f"{count(t[name])} {name}" for name in ("expected", "alerted", "missed", "false", "duplicate")),
         f"ledger    sent {count(g['sent'])} = received {count(g['received'])} = accepted {count(g['accepted'])} + dead-lettered {count(g['dead_lettered'])}",
         f"          accepted = applied {count(g['applied'])} + duplicates {count(g['duplicates'])}; lake rows {count(g['lake_rows'])}",
     ]
@@ -77,7 +86,7 @@ def _costs(r: dict[str, Any]) -> list[str]:
     cpu, memory = r["cpu_us_per_event"], r["memory"]
     state = f", {memory['bytes_per_session']:,.0f} B a session ({count(memory['sessions_active_max'])} at once)" if memory["bytes_per_session"] else ""
     lines = [
-        f"CPU us    {cpu['total']:.3f} an event: fleet {cpu['fleet']:.3f}, sessions {cpu['sessions']:.3f}, other {cpu['other']:.3f}",
+        "CPU us    " + ("{total:.3f} an event: fleet {fleet:.3f}, sessions {sessions:.3f}, other {other:.3f}".format(**cpu) if r["events"] else "-"),
         f"memory    {memory['private_max_mib']:,.0f} MiB private, {memory['rss_max_mib']:,.0f} MiB sum of RSS{state}",
     ]
     if "unit" in r:
@@ -130,9 +139,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        from rich.text import Text
-
-        self._console.print(Text(line))
+        self._console.print(line, markup=False, soft_wrap=True)
 
     def show(self, at_s: float, fields: dict[str, str]) -> None:
         """The state of the run; ``at_s`` rises from call to call."""

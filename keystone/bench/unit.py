@@ -30,7 +30,7 @@ class Unit:
 def measure_unit() -> Unit:
     """Run this module in a process with one-threaded polars."""
     environment = {**os.environ, "POLARS_MAX_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "keystone.bench.unit"], env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
+    done = subprocess.run([sys.executable, "-m", "keystone.bench.unit"], env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the unit could not be measured: {(done.stderr.splitlines() or ['no message'])[-1]}")
     found = json.loads(done.stdout)
