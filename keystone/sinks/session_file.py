@@ -1,0 +1,88 @@
+"""``sessions.parquet``: every session record of a run, in place when the run is complete."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from keystone.errors import SinkError, UsageError
+
+ROW_GROUP_ROWS: Final = 65_536  # held in memory; x ~250 B a record = 16 MB
+ZSTD_LEVEL: Final = 1
+
+
+class Records(Protocol):
+    """What ``keystone.sessions`` hands over."""
+
+    def to_arrow(self) -> pa.Table:
+        """One table, with the same schema each time."""
+
+
+class SessionFile:
+    """Writes session records a row group at a time to a name that begins with a dot, and renames the file at ``close``.
+
+    ``schema`` is the records' schema: a run without sessions still leaves a readable file without rows. Without a
+    ``close`` (or after ``abort``) nothing is left in place, and an earlier file of that name stays as it was.
+    """
+
+    def __init__(self, path: Path | str, schema: pa.Schema) -> None:
+        self.path = Path(path)
+        self.rows = 0  # taken
+        self._schema = schema
+        self._held: list[pa.Table] = []
+        self._held_rows = 0
+        self._temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer: pq.ParquetWriter | None = pq.ParquetWriter(
+                self._temporary, schema, compression="zstd", compression_level=ZSTD_LEVEL, store_schema=False, write_statistics=["start_ts"]
+            )
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error}; choose another directory") from error
+
+    def write(self, records: Records) -> int:
+        """Take the records; returns how many. Raises ``SinkError`` where the disk is full."""
+        table = records.to_arrow()
+        if table.num_rows:
+            self._held.append(table)
+            self._held_rows += table.num_rows
+            self.rows += table.num_rows
+        if self._held_rows >= ROW_GROUP_ROWS:
+            self._write_group()
+        return int(table.num_rows)
+
+    def close(self) -> int:
+        """Complete the file and put it in place; returns its rows. May be repeated."""
+        if self._writer is None:
+            return self.rows
+        self._write_group()
+        try:
+            self._writer.close()
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._writer = None
+        return self.rows
+
+    def abort(self) -> None:
+        """Leave nothing behind. May be repeated; after ``close`` it does nothing."""
+        if self._writer is not None:
+            self._writer = None
+            self._temporary.unlink(missing_ok=True)
+
+    def _write_group(self) -> None:
+        if not self._held or self._writer is None:
+            return
+        try:
+            self._writer.write_table(pa.concat_tables(self._held), row_group_size=2 * ROW_GROUP_ROWS)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._held, self._held_rows = [], 0
+
+    def _failed(self, error: OSError) -> SinkError:
+        self.abort()
+        return SinkError(f"{self.path} cannot be written: {error}; free room there or choose another directory")

@@ -1,0 +1,346 @@
+"""The lake writer: what goes in comes out, once, in the right folder, under the right name."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keystone.config import LakeConfig
+from keystone.errors import SinkError, UsageError
+from keystone.kernels import lake as kernel
+from keystone.sinks.lake import DIRECT_ROWS_MIN, LakeWriter
+from keystone.sinks.lake_schema import COLUMNS, DESCRIPTIONS, DESCRIPTIONS_KEY, NAMES, SCHEMA
+from tests.lake_batches import APPEND_MS, DAY_MS, ToyDictionaries, batch_of, random_rows, row
+
+INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
+
+
+def by_place(rows):
+    return sorted(rows, key=lambda r: (r["partition"], r["offset"], r["line"]))
+
+
+def files(directory):
+    return sorted(directory.glob("event_date=*/*.parquet"))
+
+
+def read(directory):
+    return by_place([r for path in files(directory) for r in pq.ParquetFile(path).read().to_pylist()])
+
+
+def write(directory, rows, cuts=(), *, config=None, dictionaries=None, junk=False, **options):
+    """Write rows in batches cut at ``cuts``; returns the rows in place."""
+    writer = LakeWriter(directory, config or LakeConfig(), **options)
+    dictionaries = dictionaries or ToyDictionaries()
+    edges = sorted({0, len(rows), *(c for c in cuts if c < len(rows))})
+    for first, end in zip(edges, edges[1:], strict=False):
+        writer.append(batch_of(rows[first:end], dictionaries, junk=junk), dictionaries)
+        writer.end_step(0)
+    return writer.close()
+
+
+def test_schema_and_kernel_agree_on_places():
+    for name in ("EVENT", "TS", "SEQ", "PHASE", "FATAL", "REASON", "ERROR_CODE", "APPEND_TS", "PARTITION", "OFFSET", "LINE", "DUPLICATE", "LATE", "EXTRA"):
+        assert NAMES[getattr(kernel, name)] == name.lower()
+    assert [NAMES[place] for place in (kernel.DEVICE, kernel.SESSION, kernel.USER, kernel.TITLE, kernel.BITRATE)] == [
+        "device_id", "session_id", "user_id", "title_id", "bitrate_kbps",
+    ]  # fmt: skip
+    assert kernel.COLUMNS == len(COLUMNS) == 32
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 130, 257, 3000])
+def test_every_column_comes_back(tmp_path, count):
+    rows = random_rows(count, seed=count)
+    assert write(tmp_path, rows) == count
+    assert read(tmp_path) == rows
+
+
+@pytest.mark.parametrize("null_share", [0.0, 0.02, 0.98, 1.0])
+def test_nulls_come_back(tmp_path, null_share):
+    rows = random_rows(700, seed=3, null_share=null_share)
+    write(tmp_path, rows)
+    assert read(tmp_path) == rows
+
+
+@pytest.mark.parametrize("size", [1, 100, DIRECT_ROWS_MIN, 5000])
+def test_batches_of_any_size(tmp_path, size):
+    rows = random_rows(6000 if size > 1 else 300, seed=size)
+    write(tmp_path, rows, range(0, len(rows), size))
+    assert read(tmp_path) == rows
+
+
+@settings(max_examples=25)
+@given(cuts=st.lists(st.integers(1, 5999), max_size=6), group=st.sampled_from([1, 500, 4096, 131_072]))
+def test_cuts_and_row_groups_change_nothing(tmp_path_factory, cuts, group):
+    rows = CUT_ROWS
+    directory = tmp_path_factory.mktemp("lake")
+    assert write(directory, rows, cuts, config=LakeConfig(row_group_rows=group), dictionaries=ToyDictionaries()) == len(rows)
+    assert read(directory) == rows
+
+
+CUT_ROWS = random_rows(1500, seed=5, titles=700)
+
+
+@settings(max_examples=50)
+@given(values=st.lists(st.one_of(st.none(), INT64, st.integers(-3, 3)), min_size=1, max_size=300))
+def test_integers_of_any_size(tmp_path_factory, values):
+    directory = tmp_path_factory.mktemp("lake")
+    rows = [row(offset=i, position_ms=value, seq=i) for i, value in enumerate(values)]
+    write(directory, rows)
+    assert [r["position_ms"] for r in read(directory)] == values
+
+
+@settings(max_examples=50)
+@given(values=st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=40)), min_size=1, max_size=60), junk=st.booleans())
+def test_strings_of_any_content(tmp_path_factory, values, junk):
+    directory = tmp_path_factory.mktemp("lake")
+    rows = [
+        row(offset=i, device_id=value or "", session_id="\0" * (i % 3), user_id=value, cdn=value, event=value or "Stop", extra=value)
+        for i, value in enumerate(values)
+    ]
+    write(directory, rows, range(0, len(rows), 7), junk=junk)
+    assert read(directory) == rows
+
+
+def test_a_dictionary_of_many_values_is_written_by_use(tmp_path):
+    dictionaries = ToyDictionaries()
+    for i in range(50_000):
+        dictionaries.code(NAMES_TITLE, f"title number {i:06d}")
+    rows = [row(offset=i, title_id=f"title number {(i * 7919) % 50_000:06d}", cdn=f"cdn-{i % 3}") for i in range(9000)]
+    write(tmp_path, rows, range(0, 9000, 2500), dictionaries=dictionaries, config=LakeConfig(row_group_rows=3000))
+    assert read(tmp_path) == rows
+    path = files(tmp_path)[0]
+    assert path.stat().st_size < 50_000 * 12  # the whole dictionary, three times, is 3 MB
+
+
+NAMES_TITLE = 4  # row of title_id among the dictionary-coded columns
+
+
+def test_a_dictionary_that_grows_within_a_row_group(tmp_path):
+    rows = [row(offset=i, title_id=f"t{i}", isp=f"isp{i % (1 + i // 10)}") for i in range(2000)]
+    write(tmp_path, rows, range(0, 2000, 130))
+    assert read(tmp_path) == rows
+
+
+def test_dictionaries_may_be_replaced(tmp_path):
+    writer = LakeWriter(tmp_path, LakeConfig())
+    rows = [row(offset=i, cdn=f"cdn-{i % 7}", title_id=f"t-{i % 900}") for i in range(9000)]
+    for first in range(0, 9000, 1500):
+        dictionaries = ToyDictionaries()
+        for i in range(first):  # the same strings under other codes
+            dictionaries.code(10, f"other {i}")
+        writer.append(batch_of(rows[first : first + 1500], dictionaries), dictionaries)
+    assert writer.close() == 9000
+    assert read(tmp_path) == rows
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_batch_may_be_overwritten_afterwards(tmp_path):
+    dictionaries, rows = ToyDictionaries(), random_rows(5000, seed=8)
+    writer = LakeWriter(tmp_path, LakeConfig())
+    for first, end in ((0, 100), (100, 4000), (4000, 5000)):
+        batch = batch_of(rows[first:end], dictionaries)
+        writer.append(batch, dictionaries)
+        for array in (batch.ts, batch.ints, batch.codes, batch.offset, batch.line, batch.device_id.data, batch.device_id.offsets, batch.duplicate):
+            array[...] = 0
+    writer.close()
+    assert read(tmp_path) == rows
+
+
+def test_files_are_named_by_partition_and_offsets(tmp_path):
+    dictionaries = ToyDictionaries()
+    writer = LakeWriter(tmp_path, LakeConfig())
+    for partition in (0, 12):
+        rows = random_rows(30, partition=partition, first_offset=1000 * partition + 5)
+        writer.append(batch_of(rows, dictionaries), dictionaries)
+    assert writer.close() == 60
+    assert [path.relative_to(tmp_path).as_posix() for path in files(tmp_path)] == [
+        "event_date=2026-09-21/p00000-00000000000000000005-00000000000000000014.parquet",
+        "event_date=2026-09-21/p00012-00000000000000012005-00000000000000012014.parquet",
+    ]
+
+
+def test_files_close_at_the_end_of_a_step_only(tmp_path):
+    dictionaries = ToyDictionaries()
+    writer = LakeWriter(tmp_path, LakeConfig(file_rows_max=10, row_group_rows=4))
+    for first in (0, 20, 40):
+        writer.append(batch_of(random_rows(60)[first : first + 20], dictionaries), dictionaries)
+    writer.end_step(0)
+    writer.append(batch_of(random_rows(3, first_offset=20), dictionaries), dictionaries)
+    writer.end_step(0)
+    writer.close()
+    assert [path.stem for path in files(tmp_path)] == [f"p00000-{0:020d}-{19:020d}", f"p00000-{20:020d}-{20:020d}"]
+
+
+def test_files_close_by_age(tmp_path):
+    dictionaries = ToyDictionaries()
+    writer = LakeWriter(tmp_path, LakeConfig(file_age_max_ms=1000))
+    writer.append(batch_of([row()], dictionaries), dictionaries)
+    for now_ms, files_then in ((50_000, 0), (50_999, 0), (51_000, 1), (60_000, 1)):
+        writer.end_step(now_ms)
+        writer._thread.wait_until_idle()
+        assert writer.files == files_then
+    assert writer.close() == 1
+
+
+def test_large_rows_close_row_group_and_file(tmp_path):
+    dictionaries = ToyDictionaries()
+    config = LakeConfig(row_group_bytes_max=1 << 20, file_bytes_max=3 << 20)
+    writer = LakeWriter(tmp_path, config)
+    rows = [row(offset=i, extra='{"a":"' + chr(65 + i % 26) * 100_000 + '"}') for i in range(120)]
+    for first in range(0, 120, 5):
+        writer.append(batch_of(rows[first : first + 5], dictionaries), dictionaries)
+        writer.end_step(0)
+        assert writer._streams == {} or max(s.group_bytes for s in writer._streams.values()) < 2 << 20
+    writer.close()
+    assert read(tmp_path) == rows
+    assert len(files(tmp_path)) > 2
+
+
+def day(offset_ms=0):
+    return (datetime.fromtimestamp(APPEND_MS / 1000, UTC) + timedelta(milliseconds=offset_ms)).date().isoformat()
+
+
+def test_event_date_follows_ts_within_two_days_of_the_append_time(tmp_path):
+    reach = 2 * DAY_MS
+    shifts = [0, -reach, reach, -reach - 1, reach + 1, -APPEND_MS, 2**53 - 1 - APPEND_MS]
+    rows = [row(offset=i, ts=APPEND_MS + shift) for i, shift in enumerate(shifts * 300)]
+    write(tmp_path, rows, [1000])
+    folders = {path.parent.name.removeprefix("event_date="): pq.ParquetFile(path).read().to_pylist() for path in files(tmp_path)}
+    expected = [day(), day(-reach), day(reach), day(), day(), day(), day()]
+    assert set(folders) == set(expected)
+    for i, r in enumerate(rows):
+        assert r in folders[expected[i % len(shifts)]]
+    assert read(tmp_path) == rows
+
+
+def test_event_date_at_midnight(tmp_path):
+    midnight = (APPEND_MS // DAY_MS + 1) * DAY_MS
+    rows = [row(offset=0, ts=midnight - 1), row(offset=1, ts=midnight)]
+    write(tmp_path, rows)
+    assert [path.parent.name for path in files(tmp_path)] == ["event_date=2026-09-21", "event_date=2026-09-22"]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_event_date_of_a_plain_file(tmp_path, is_told):
+    reach = 30 * DAY_MS
+    shifts = [0, -reach, reach, -reach - 1, reach + 1]
+    rows = [row(offset=i, ts=APPEND_MS + shift, append_ts=None) for i, shift in enumerate(shifts)]
+    for r in rows:
+        r["append_ts"] = 0
+    write(tmp_path, rows, [2], has_log_time=False, anchor_ts_ms=APPEND_MS if is_told else None)
+    assert [path.parent.name[11:] for path in files(tmp_path)] == sorted({day(), day(-reach), day(reach)})
+    assert read(tmp_path) == [dict(r, append_ts=None) for r in rows]
+
+
+def test_statistics_codec_and_descriptions(tmp_path):
+    rows = random_rows(500, seed=4)
+    write(tmp_path, rows, config=LakeConfig(row_group_rows=100), cuts=range(0, 500, 100))
+    file = pq.ParquetFile(files(tmp_path)[0])
+    assert file.schema_arrow.remove_metadata().equals(SCHEMA.remove_metadata(), check_metadata=False)
+    assert file.metadata.metadata[DESCRIPTIONS_KEY.encode()].decode() == DESCRIPTIONS
+    assert file.metadata.num_row_groups == 1  # 500 rows in small batches are one page
+    group = file.metadata.row_group(0)
+    assert {group.column(i).compression for i in range(32)} == {"ZSTD"}
+    for i, name in enumerate(NAMES):
+        statistics, values = group.column(i).statistics, [r[name] for r in rows]
+        assert statistics.null_count == values.count(None), name
+        assert statistics.has_min_max == (name in {"ts", "offset"})
+        if statistics.has_min_max:
+            assert (statistics.min, statistics.max) == (min(values), max(values))
+
+
+def test_counters(tmp_path):
+    dictionaries, rows = ToyDictionaries(), random_rows(3000)
+    writer = LakeWriter(tmp_path, LakeConfig())
+    writer.append(batch_of(rows, dictionaries), dictionaries)
+    assert (writer.rows, writer.rows_written) == (3000, 0)
+    assert writer.close() == writer.close() == writer.rows == 3000
+    assert writer.files == 1
+    assert writer.bytes == files(tmp_path)[0].stat().st_size
+    assert writer.cpu_seconds > 0
+    with pytest.raises(SinkError, match="closed"):
+        writer.append(batch_of(rows, dictionaries), dictionaries)
+
+
+def test_flush_puts_everything_in_place_and_goes_on(tmp_path):
+    dictionaries, rows = ToyDictionaries(), random_rows(90)
+    writer = LakeWriter(tmp_path, LakeConfig())
+    for first in (0, 30, 60):
+        writer.append(batch_of(rows[first : first + 30], dictionaries), dictionaries)
+        writer.flush()
+        assert read(tmp_path) == rows[: first + 30]
+    assert writer.close() == 90
+
+
+def test_a_full_queue_makes_the_caller_wait(tmp_path):
+    dictionaries = ToyDictionaries()
+    batch = batch_of(random_rows(2500), dictionaries)
+    writer = LakeWriter(tmp_path, LakeConfig(queue_bytes_max=1))
+    may_write = threading.Event()
+    writer._thread.put(1, may_write.wait)  # a disk that hangs
+    threading.Timer(0.05, may_write.set).start()
+    for _ in range(3):
+        writer.append(batch, dictionaries)
+        assert may_write.is_set()
+    assert writer.close() == 7500
+    assert writer.wait_seconds > 0
+
+
+def test_discarding_a_partition_leaves_the_others(tmp_path):
+    dictionaries = ToyDictionaries()
+    rows = {partition: random_rows(60, partition=partition, seed=partition) for partition in (1, 2)}
+    writer = LakeWriter(tmp_path, LakeConfig())
+    for first in (0, 30):
+        for partition in (1, 2):
+            writer.append(batch_of(rows[partition][first : first + 30], dictionaries), dictionaries)
+        if first == 0:
+            writer.flush()
+    writer.discard_partition(1)
+    assert writer.rows == 60
+    writer.append(batch_of(rows[1], dictionaries), dictionaries)
+    assert writer.close() == 120
+    assert read(tmp_path) == rows[1] + rows[2]
+
+
+def test_opening_sweeps_its_own_partitions_only(tmp_path):
+    folder = tmp_path / "event_date=2026-09-21"
+    folder.mkdir()
+    for partition in (1, 2, 3):
+        (folder / f".p{partition:05d}-{0:020d}-999-1.tmp").write_bytes(b"PAR1 torn")
+    writer = LakeWriter(tmp_path, LakeConfig(), partitions=[1])
+    assert [path.name[:7] for path in sorted(folder.iterdir())] == [".p00002", ".p00003"]
+    dictionaries = ToyDictionaries()
+    writer.append(batch_of([row(partition=2)], dictionaries), dictionaries)  # a partition met later
+    writer.close()
+    assert [path.name[:7] for path in sorted(folder.iterdir())] == [".p00003", "p00002-"]
+
+
+def test_abort_leaves_what_is_in_place(tmp_path):
+    dictionaries = ToyDictionaries()
+    writer = LakeWriter(tmp_path, LakeConfig(row_group_rows=1))
+    writer.append(batch_of([row()], dictionaries), dictionaries)
+    writer.flush()
+    writer.append(batch_of([row(offset=1)] * 3000, dictionaries), dictionaries)
+    writer.abort()
+    assert read(tmp_path) == [row()]
+    assert not list(tmp_path.glob("event_date=*/.*"))
+
+
+def test_an_empty_batch_and_an_empty_lake(tmp_path):
+    dictionaries = ToyDictionaries()
+    writer = LakeWriter(tmp_path / "lake", LakeConfig())
+    writer.append(batch_of([], dictionaries), dictionaries)
+    writer.end_step(1)
+    assert writer.close() == 0
+    assert files(tmp_path / "lake") == []
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UsageError, match="choose another directory"):
+        LakeWriter(tmp_path / "taken" / "lake", LakeConfig())
