@@ -50,7 +50,9 @@ def pinned(lock: str, python: str) -> dict[str, Version]:
 def test_locks_name_no_registry_and_no_path(lock):
     for line in text_of(lock).splitlines():
         words = line.partition("#")[0].split()
-        assert not any("://" in word or word.startswith(("/", "./", "..", "file:", "-e", "-f", "-i", "--index", "--extra-index", "--find")) for word in words), line
+        assert not any(
+            "://" in word or word.startswith(("/", "./", "..", "file:", "-e", "-f", "-i", "--index", "--extra-index", "--find")) for word in words
+        ), line
     assert "://" not in text_of(lock)
 
 
@@ -119,7 +121,8 @@ def test_make_lists_every_command():
 
 
 @pytest.mark.parametrize(
-    ("target", "command"), [("bench", "python -m keystone.bench --eps 1000000"), ("test", "python -m pytest"), ("test-fast", 'pytest -m "not slow and not ray"')]
+    ("target", "command"),
+    [("bench", "python -m keystone.bench --eps 1000000"), ("test", "python -m pytest"), ("test-fast", 'pytest -m "not slow and not ray"')],
 )
 def test_commands_do_what_the_documents_say_and_set_themselves_up(target, command, tmp_path):
     planned = make("--dry-run", target, f"VENV={tmp_path}/venv", PYTHON=sys.executable).stdout
