@@ -85,8 +85,7 @@ class FleetActor(LoopActor):
 
         _rehearse(self._spec.plan)
         self._log = self._open_log()
-        self._delays = LatencyHistogram()
-        self._delays.add([0])
+        LatencyHistogram().add([0.5])
         self._delays = LatencyHistogram()
         self._driven = [Driven(p, self._open_fleet(p), self._log.writer(p)) for p in self._spec.partitions]
 

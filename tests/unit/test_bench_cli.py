@@ -32,7 +32,7 @@ def test_any_machine_gets_a_plan_that_holds_together(eps: float, cores: int, mem
     assert 1 <= plan.session_actors <= plan.partitions
     assert 100 <= plan.devices <= 10_000_000
     assert plan.segment_bytes % 65_536 == 0
-    assert plan.log_bytes >= min(eps * 5 * 260, 1 << 40) or plan.log_bytes >= 128 << 20
+    assert plan.log_bytes >= min(eps * 3 * 260, 1 << 40) or plan.log_bytes >= 128 << 20
     dealt = sorted(p for share in shares(plan.partitions, plan.session_actors) for p in share)
     assert dealt == list(range(plan.partitions))
     assert plan.at(eps * 2, seconds=5).log_bytes >= plan.log_bytes
