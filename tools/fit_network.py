@@ -10,6 +10,7 @@ Markov chain in continuous time: eight classes of throughput / mean of its trace
 and the probabilities of the class that follows, counted on the traces held at one sample a second.
 """
 
+# ruff: noqa: INP001 - a script, not a package
 from __future__ import annotations
 
 import json

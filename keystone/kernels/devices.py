@@ -221,7 +221,6 @@ def seat_device(fleet, model, row, device, now):
     """Begin a session of ``device``: identity, path, profile, length. Returns its random bits."""
     rows, counters = fleet.rows, fleet.counters
     counters[C_SERIAL] += 1
-    counters[C_SESSIONS] += 1
     seed = U(counters[C_SEED])
     session = mix(seed ^ mix(U(counters[C_SERIAL]) * U(0x9E3779B97F4A7C15)))  # one-to-one in the serial: no id twice
     own = mix(mix(seed + U(device)) ^ U(0xD1B54A32D192ED03))  # what stays with the device
@@ -433,6 +432,7 @@ def other(fleet, model, truth, row, e, events, now, r, intended):
     if run and pending != START:
         judge_silence(fleet, truth, row, run, intended)
     if pending == START:
+        fleet.counters[C_SESSIONS] += 1
         lasts = start(fleet, model, row, now)
         events[e + E_DEVICE] = rows[row + DEVICE]
         events[e + E_SEQ] = np.uint32(0)
@@ -480,6 +480,7 @@ def other(fleet, model, truth, row, e, events, now, r, intended):
         events[e + E_EXTRA_KIND] = np.uint32(EXTRA_STARTUP)
         events[e + E_EXTRA] = np.uint32(now - np.int64(rows[row + WAIT_FROM]))
     elif pending == JOIN:
+        fleet.counters[C_SESSIONS] += 1
         events[e + E_FULL] = np.uint32(1)
     rows[row + FATE] = np.uint32(np.int64(rows[row + FATE]) & (0xFF | STALLED))
     return plan_play(fleet, model, row, now, r)

@@ -67,15 +67,15 @@ class PartitionFleet:
         self.plan, self.partition = plan, partition
         self.quota = events_by_partition(plan)[partition]
         self._model, self._texts = _tables(plan.ladder_kbps)
-        self._tick = 0
+        self._tick, self._ticks, self._tick_ms = 0, plan.ticks, plan.tick_length_ms
         self._bytes = 0
         self._finished = False
         seats = int(seats_by_partition(plan)[partition])
         self._fleet = _new_fleet(plan, partition, seats)
         self._beat_ms = plan.beat_ms
         self._steer_ms = max(STEER_MS_MIN, 2 * self._beat_ms)
-        self._phase = (partition * GOLDEN >> 32) % plan.ticks  # partitions with a low rate take turns
-        most = self.quota // plan.ticks + 2
+        self._phase = (partition * GOLDEN >> 32) % self._ticks  # partitions with a low rate take turns
+        most = self.quota // self._ticks + 2
         self._events = np.zeros(min(most, CHUNK_EVENTS, plan.frame_events_max) * kernel.EVENT, np.uint32)
         self._intended = np.zeros(most, np.int64)
         self._text = np.empty(most * encoder.LINE_MAX + PADDING, np.uint8)
@@ -86,11 +86,11 @@ class PartitionFleet:
 
     def tick(self) -> Frames | None:
         """The next tick (it may hold no frame), or None after the last; then the truth is complete."""
-        if self._tick == self.plan.ticks or self._finished:
+        if self._tick == self._ticks or self._finished:
             self.finish()
             return None
-        start_ms = self._tick * self.plan.tick_length_ms
-        due_ms = min(start_ms + self.plan.tick_length_ms, self.plan.run_ms)
+        start_ms = self._tick * self._tick_ms
+        due_ms = min(start_ms + self._tick_ms, self.plan.run_ms)
         wanted = self._quota_after(self._tick) - self._quota_after(self._tick - 1)
         frames = self._send(wanted, start_ms, due_ms)
         self._tick += 1
@@ -119,7 +119,7 @@ class PartitionFleet:
 
     @property
     def sessions(self) -> int:
-        """Sessions begun so far, those of the run's start included."""
+        """Sessions that sent an event so far."""
         return self._counter(kernel.C_SESSIONS)
 
     @property
@@ -150,13 +150,13 @@ class PartitionFleet:
     @property
     def drift_ms(self) -> int:
         """The devices' time less the schedule's."""
-        return (self._counter(kernel.C_SLOT) << kernel.SLOT_SHIFT) - self._tick * self.plan.tick_length_ms
+        return (self._counter(kernel.C_SLOT) << kernel.SLOT_SHIFT) - self._tick * self._tick_ms
 
     def _counter(self, cell: int) -> int:
         return int(self._fleet.counters[cell])
 
     def _quota_after(self, tick: int) -> int:
-        return (self.quota * (tick + 1) + self._phase) // self.plan.ticks
+        return (self.quota * (tick + 1) + self._phase) // self._ticks
 
     def _send(self, wanted: int, start_ms: int, due_ms: int) -> I64:
         """Fill text, intended times and frame rows with ``wanted`` events; return the frame rows."""
