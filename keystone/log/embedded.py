@@ -159,13 +159,16 @@ class EmbeddedLog:
         """``open`` by ``embedded:DIR``."""
         return cls.open(directory_of(url), **options)
 
-    def writer(self, partition: int) -> EmbeddedWriter:
+    def writer(self, partition: int, *, preallocate: bool = False) -> EmbeddedWriter:
         """The partition's writer, after a check of all it retains.
+
+        ``preallocate``: make every segment of the ring ready now. The kernel clears each page of a new file, which
+        costs 10 times the append itself (0.3 us per 260 bytes): here, instead of in the first seconds of a run.
 
         ``LogInUse`` while another lives; ``LogCorrupt`` where records in the middle are damaged (what a crash left
         unfinished at the end is cut away, and counted in ``stats().torn_records``); ``LogFull`` where the disk is.
         """
-        writer = EmbeddedWriter(self.shape, partition, self._row(partition), self._clock, self.append_wait_max_ms)
+        writer = EmbeddedWriter(self.shape, partition, self._row(partition), self._clock, self.append_wait_max_ms, preallocate=preallocate)
         self._given.append(writer)
         return writer
 

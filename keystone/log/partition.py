@@ -18,7 +18,7 @@ from keystone.events import I64, U8, Records
 from keystone.kernels import log as kernels
 from keystone.log.base import Appended
 from keystone.log.recovery import recover
-from keystone.log.segment import MappedSegment, SegmentCache, SegmentHead, WritableSegment, segment_path
+from keystone.log.segment import MappedSegment, SegmentCache, SegmentHead, WritableSegment, remove_spares, segment_path
 
 RECORDS_MAX: Final = 65_536  # of one poll; 5 columns x 8 B each = 2.6 MB a reader
 _MARKS_MAX: Final = 65_536  # polls between two commits whose event counts are remembered
@@ -78,7 +78,7 @@ def _lock_writer(folder: Path, partition: int) -> int:
 class EmbeddedWriter:
     """The only writer of one partition. One thread appends; ``close`` may come from another."""
 
-    def __init__(self, shape: Shape, partition: int, row: I64, clock: Clock, append_wait_max_ms: int) -> None:
+    def __init__(self, shape: Shape, partition: int, row: I64, clock: Clock, append_wait_max_ms: int, *, preallocate: bool) -> None:
         self.partition = partition
         self._shape = shape
         self._folder = shape.folder(partition)
@@ -87,12 +87,19 @@ class EmbeddedWriter:
         self._append_wait_max_ms = append_wait_max_ms
         self._closed = False
         self._lock = _lock_writer(self._folder, partition)
+        self._segments: deque[WritableSegment] = deque()
+        self._spares: list[WritableSegment] = []
         try:
-            self._segments: deque[WritableSegment] = recover(shape.run, partition, self._folder, shape.segment_bytes, row)
+            remove_spares(self._folder)
+            self._segments = recover(shape.run, partition, self._folder, shape.segment_bytes, row)
             if not self._segments:
                 self._segments.append(self._new_segment(self._head(0)))
                 kernels.write_word(row, kernels.COMMITTED, kernels.SEGMENT_HEAD)
+            while preallocate and len(self._segments) + len(self._spares) < shape.segments:
+                self._spares.append(WritableSegment(self._folder, -1 - len(self._spares), shape.segment_bytes, new=True))
         except BaseException:
+            for segment in (*self._segments, *self._spares):
+                segment.close()
             os.close(self._lock)
             raise
         kernels.write_word(row, kernels.WRITER_PID, os.getpid())
@@ -126,6 +133,10 @@ class EmbeddedWriter:
         )
 
     def _new_segment(self, head: SegmentHead) -> WritableSegment:
+        if self._spares:
+            spare = self._spares.pop()
+            spare.use_again(head)
+            return spare
         segment = WritableSegment(self._folder, head.number, self._shape.segment_bytes, new=True)
         segment.begin(head)
         return segment
@@ -191,6 +202,8 @@ class EmbeddedWriter:
         self._closed = True
         for segment in self._segments:
             segment.close(durable=True)
+        for spare in self._spares:
+            spare.remove()
         kernels.write_word(self._row, kernels.WRITER_PID, 0)
         os.close(self._lock)
 

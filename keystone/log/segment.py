@@ -55,11 +55,18 @@ class SegmentHead:
 
 
 def segment_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:012d}{SUFFIX}"
+    """Of segment ``number``; below 0, of a spare: a file made ready before it is needed."""
+    return folder / (f"{number:012d}{SUFFIX}" if number >= 0 else f"spare{-number:03d}{SUFFIX}")
+
+
+def remove_spares(folder: Path) -> None:
+    """Delete what an earlier writer made ready and did not use."""
+    for path in folder.glob("spare*" + SUFFIX):
+        path.unlink()
 
 
 def segment_numbers(folder: Path) -> list[int]:
-    """Numbers of the segment files in ``folder``, ascending."""
+    """Numbers of the segment files in ``folder``, ascending; spares are not among them."""
     return sorted(int(path.name.removesuffix(SUFFIX)) for path in folder.glob("[0-9]*" + SUFFIX))
 
 
@@ -102,7 +109,7 @@ class WritableSegment:
         head.write(self.array)
 
     def use_again(self, head: SegmentHead) -> bool:
-        """Make this consumed segment the one ``head`` describes; False, and nothing done, where a reader still maps it."""
+        """Make this consumed or spare segment the one ``head`` describes; False, and nothing done, where a reader still maps it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
