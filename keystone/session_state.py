@@ -6,6 +6,7 @@ not bytes. A freed row is used again before a new one, so memory follows the mos
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -71,10 +72,8 @@ def _ask_huge_pages(mapping: mmap.mmap) -> None:
     # Random access to 1 GB of 4 KB pages misses the translation cache at every event; 2 MB pages do not.
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None and len(mapping) >= 1 << 21:
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them: slower, nothing else
             mapping.madvise(advice)
-        except OSError:
-            pass  # a kernel without them: slower, nothing else
 
 
 class TableMemory:
@@ -130,7 +129,9 @@ class TableMemory:
 
     def _grow_rows(self) -> None:
         if self.active > self.sessions_max:
-            raise SessionsFull(f"{self.active:,} sessions are active in one partition, session.sessions_max is {self.sessions_max:,}: raise it, or take more partitions")
+            raise SessionsFull(
+                f"{self.active:,} sessions are active in one partition, session.sessions_max is {self.sessions_max:,}: raise it, or take more partitions"
+            )
         self._release()
         self._rows_max = min(self._rows_max * 2, self.sessions_max + 2 * kernel.CHUNK)
         self._rows.grow(self._rows_max * kernel.ROW_BYTES)
@@ -222,7 +223,8 @@ class TableMemory:
         kernel.gather(self.table, copy)
         for name in _KEPT_COUNTERS:
             counters[name] = state[name]
-        arrays = {"format": np.array([SNAPSHOT_FORMAT], np.int64), "state": counters, "rows": words, "side": side, "high": high, "strings": units}
+        arrays: dict[str, npt.NDArray[Any]] = {"format": np.array([SNAPSHOT_FORMAT], np.int64), "state": counters}
+        arrays |= {"rows": words, "side": side, "high": high, "strings": units}
         for dimension in range(DIMENSIONS):
             arrays |= self._dictionary(dimension, dictionaries)
         return arrays
@@ -243,7 +245,8 @@ class TableMemory:
         if rows > self.sessions_max:
             raise SessionsFull(f"the snapshot holds {rows:,} sessions, session.sessions_max is {self.sessions_max:,}: raise it")
         del self.table
-        self._allocate(max(ROWS_MIN, rows + kernel.CHUNK), side.size // kernel.SIDE_WORDS + SIDES_MIN, units.size + ARENA_MIN, _slots_for(rows + kernel.CHUNK))
+        sides = side.size // kernel.SIDE_WORDS + SIDES_MIN
+        self._allocate(max(ROWS_MIN, rows + kernel.CHUNK), sides, units.size + ARENA_MIN, _slots_for(rows + kernel.CHUNK))
         if high.size:
             self._add_high()
         self.state[:] = arrays["state"]
@@ -282,7 +285,12 @@ def _blocks_for(rows: int) -> int:
 
 
 def _check_limits(session: SessionConfig, detection: DetectionConfig) -> None:
-    for name, value in (("session.timeout_ms", session.timeout_ms), ("session.grace_ms", session.grace_ms), ("detection.open_stall_ms", detection.open_stall_ms)):
+    durations = {
+        "session.timeout_ms": session.timeout_ms,
+        "session.grace_ms": session.grace_ms,
+        "detection.open_stall_ms": detection.open_stall_ms,
+    }
+    for name, value in durations.items():
         if not 0 <= value < kernel.DURATION_LIMIT_MS:
             raise UsageError(f"{name} = {value} must be at least 0 and below {kernel.DURATION_LIMIT_MS} (12 days)")
 

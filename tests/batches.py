@@ -10,8 +10,22 @@ import numpy as np
 
 from keystone.config import DetectionConfig, SessionConfig
 from keystone.events import (
-    CODE_NULL, DICTIONARY_COLUMNS, FIRST_DIMENSION, INT_COLUMNS, INT_NULL, KIND_BUFFER, KIND_ERROR, KIND_FATAL, KIND_HEARTBEAT, KIND_OTHER, KIND_START,
-    KIND_STOP, KIND_WAIT, PADDING, EventBatch, StringColumn,
+    CODE_NULL,
+    DICTIONARY_COLUMNS,
+    FIRST_DIMENSION,
+    INT_COLUMNS,
+    INT_NULL,
+    KIND_BUFFER,
+    KIND_ERROR,
+    KIND_FATAL,
+    KIND_HEARTBEAT,
+    KIND_OTHER,
+    KIND_START,
+    KIND_STOP,
+    KIND_WAIT,
+    PADDING,
+    EventBatch,
+    StringColumn,
 )  # fmt: skip
 from keystone.sessions import Applied, SessionTable
 from tests.reference import DIMENSIONS, INTS, ReferenceSessions
@@ -91,7 +105,13 @@ class Run:
     """A table, and all that came out of it, in the reference's form."""
 
     def __init__(
-        self, *, first_code: int = 0, has_log_time: bool = True, partition: int = 0, session: dict[str, int] | None = None, detection: dict[str, Any] | None = None
+        self,
+        *,
+        first_code: int = 0,
+        has_log_time: bool = True,
+        partition: int = 0,
+        session: dict[str, int] | None = None,
+        detection: dict[str, Any] | None = None,
     ) -> None:
         self.dictionaries = ToyDictionaries(first_code)
         self.configs = SessionConfig(**(session or {})), DetectionConfig(**(detection or {}))
