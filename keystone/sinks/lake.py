@@ -1,8 +1,9 @@
 """The lake: every accepted event, once, in Parquet files under ``event_date=YYYY-MM-DD/``.
 
 A file holds one partition's events of one day and is named by the offsets it spans:
-``event_date=2026-09-21/p00003-00000000000000001200-00000000000000009812.parquet``. It is written beside, under a name
-that begins with a dot, and renamed into place when it is complete: a reader sees whole files or none.
+``event_date=2026-09-21/p00003-00000000000000001200-00000000000000009812.parquet``. It is written in a hidden directory
+beside the lake and renamed into place when it is complete: a reader sees whole files or none. (Inside the lake even a
+hidden file would not do: Polars, asked for a directory, takes every file in it and refuses all for one of another kind.)
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class LakeWriter:
         self._caller_cpu_seconds = 0.0
         self._names = 0
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._writing = _writing_directory(self.directory)
         except OSError as error:
             raise UsageError(f"the lake cannot be made at {self.directory}: {error.strerror}; choose another directory") from error
         for partition in partitions:
@@ -178,6 +179,7 @@ class LakeWriter:
                 self.flush()
         finally:
             self._thread.stop()
+            self._leave()
         self._thread.check_error()
         return self.rows_written
 
@@ -185,6 +187,7 @@ class LakeWriter:
         """Stop and remove what is not in place. Never raises."""
         self._streams.clear()
         self._thread.stop(discard=True)
+        self._leave()
 
     def discard_partition(self, partition: int) -> None:
         """Remove every file of a partition that will be written again from offset 0: those in place and those being written."""
@@ -204,8 +207,12 @@ class LakeWriter:
         self._sweep(partition)
 
     def _sweep(self, partition: int) -> None:
-        for path in self.directory.glob(f"event_date=*/.p{partition:05d}-*.tmp"):
+        for path in self._writing.glob(f"p{partition:05d}-*.tmp"):
             path.unlink(missing_ok=True)
+
+    def _leave(self) -> None:
+        with suppress(OSError):  # others still write there
+            self._writing.rmdir()
 
     def _by_day(self, batch: EventBatch) -> list[tuple[int, EventBatch]]:
         rows = batch.rows
@@ -247,14 +254,9 @@ class LakeWriter:
     def _open_file(self, day: int, batch: EventBatch, dictionaries: DictionaryValues) -> _Stream:
         if batch.partition not in self._known:
             self._open_partition(batch.partition)
-        folder = self.directory / folder_name(day)
         self._names += 1
         first = int(batch.offset[0])
-        path = folder / f".p{batch.partition:05d}-{first:020d}-{os.getpid()}-{self._names}.tmp"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise self._thread.fail(error, folder) from error
+        path = self._writing / f"p{batch.partition:05d}-{np.datetime64(day, 'D')}-{first:020d}-{os.getpid()}-{self._names}.tmp"
         file = _OpenFile(ParquetFile(path))
         stream = _Stream(batch.partition, day, file, Stage(batch.partition), GroupCodes(dictionaries), first, first)
         self._streams[batch.partition, day] = stream
@@ -286,8 +288,18 @@ class LakeWriter:
         self._end_page(stream)
         self._end_group(stream)
         del self._streams[stream.partition, stream.day]
-        name = file_name(stream.partition, stream.first_offset, stream.last_offset)
-        self._thread.put(0, lambda: self._thread.finish(stream.file, name, stream.partition))
+        target = self.directory / folder_name(stream.day) / file_name(stream.partition, stream.first_offset, stream.last_offset)
+        self._thread.put(0, lambda: self._thread.finish(stream.file, target, stream.partition))
+
+
+def _writing_directory(directory: Path) -> Path:
+    """Make the lake, and a directory for its unfinished files on the same file system. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    writing = directory.absolute().with_name(f".{directory.absolute().name}.writing")
+    if directory.stat().st_dev != directory.absolute().parent.stat().st_dev:  # a mount point: no rename across
+        writing = directory / ".writing"
+    writing.mkdir(exist_ok=True)
+    return writing
 
 
 class _WritingThread:
@@ -350,12 +362,11 @@ class _WritingThread:
         self._remove_temporary()
         self.is_stopped = True
 
-    def fail(self, error: OSError, path: Path) -> SinkError:
+    def fail(self, error: OSError, path: Path) -> None:
         """Keep the first error as one that says what to do, and remove what is unfinished."""
         if self._error is None:
             self._error = SinkError(f"the lake cannot write {path}: {error.strerror or error}; free room there or choose another directory")
         self._remove_temporary()
-        return self._error
 
     @property
     def rows(self) -> int:
@@ -408,16 +419,17 @@ class _WritingThread:
             self._temporary.add(file.parquet.path)
             file.parquet.write(file.group, {place: (lambda row=row: dictionary_page(row)) for place, row in DICTIONARY_ROW.items()})  # type: ignore[misc]
         except OSError as error:
-            self.fail(error, file.parquet.path.parent)
+            self.fail(error, file.parquet.path)
         file.group = RowGroup()
 
-    def finish(self, file: _OpenFile, name: str, partition: int) -> None:
+    def finish(self, file: _OpenFile, target: Path, partition: int) -> None:
         path = file.parquet.path
         try:
             file.parquet.finish()
-            path.replace(path.with_name(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
         except OSError as error:
-            self.fail(error, path.parent)
+            self.fail(error, target)
             return
         self._temporary.discard(path)
         self.bytes += file.parquet.bytes

@@ -6,8 +6,10 @@ compressing is decided, and said in its header, page by page. https://parquet.ap
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,7 @@ MAGIC: Final = b"PAR1"
 ZSTD_LEVEL: Final = 1  # 3 costs a quarter more time for under 1% of size on this data
 COMPRESS_MIN_BYTES: Final = 256  # a smaller body gains less than the call costs (5 us)
 PAYS_BELOW: Final = 0.8  # compressed to raw: above it the reader's time is worth more than the bytes
+OPEN_TRIES: Final = 10
 TRY_AGAIN_PAGES: Final = 64  # a column that did not pay is tried again after so many pages
 
 _TYPE: Final = {"bool": 0, "int32": 1, "int64": 2, "string": 6}
@@ -236,12 +239,21 @@ class ParquetFile:
         self._append([footer, len(footer).to_bytes(4, "little"), MAGIC])
 
     def _append(self, parts: list[bytes | bytearray]) -> None:
-        with self.path.open("r+b" if self.bytes else "xb", buffering=0) as file:  # never onto a file that somebody swept
+        with self._open() as file:
             file.seek(self.bytes)
             view = memoryview(b"".join(parts))
             while view:
                 view = view[file.write(view) :]
             self.bytes = os.fstat(file.fileno()).st_size
+
+    def _open(self) -> io.FileIO:
+        if self.bytes:
+            return self.path.open("r+b", buffering=0)  # never makes a file anew: somebody may have swept ours
+        for _ in range(OPEN_TRIES):
+            self.path.parent.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another writer of the lake was done and removed the empty directory
+                return self.path.open("xb", buffering=0)
+        return self.path.open("xb", buffering=0)
 
 
 def _make_all_null(chunk: _Chunk, rows: int) -> None:

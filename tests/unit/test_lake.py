@@ -308,27 +308,41 @@ def test_discarding_a_partition_leaves_the_others(tmp_path):
 
 
 def test_opening_sweeps_its_own_partitions_only(tmp_path):
-    folder = tmp_path / "event_date=2026-09-21"
-    folder.mkdir()
+    lake, writing = tmp_path / "lake", tmp_path / ".lake.writing"
+    writing.mkdir()
     for partition in (1, 2, 3):
-        (folder / f".p{partition:05d}-{0:020d}-999-1.tmp").write_bytes(b"PAR1 torn")
-    writer = LakeWriter(tmp_path, LakeConfig(), partitions=[1])
-    assert [path.name[:7] for path in sorted(folder.iterdir())] == [".p00002", ".p00003"]
+        (writing / f"p{partition:05d}-2026-09-21-{0:020d}-999-1.tmp").write_bytes(b"PAR1 torn")
+    writer = LakeWriter(lake, LakeConfig(), partitions=[1])
+    assert [path.name[:6] for path in sorted(writing.iterdir())] == ["p00002", "p00003"]
     dictionaries = ToyDictionaries()
     writer.append(batch_of([row(partition=2)], dictionaries), dictionaries)  # a partition met later
     writer.close()
-    assert [path.name[:7] for path in sorted(folder.iterdir())] == [".p00003", "p00002-"]
+    assert [path.name[:6] for path in sorted(writing.iterdir())] == ["p00003"]
+    assert len(files(lake)) == 1
 
 
 def test_abort_leaves_what_is_in_place(tmp_path):
     dictionaries = ToyDictionaries()
-    writer = LakeWriter(tmp_path, LakeConfig(row_group_rows=1))
+    writer = LakeWriter(tmp_path / "lake", LakeConfig(row_group_rows=1))
     writer.append(batch_of([row()], dictionaries), dictionaries)
     writer.flush()
     writer.append(batch_of([row(offset=1)] * 3000, dictionaries), dictionaries)
     writer.abort()
-    assert read(tmp_path) == [row()]
-    assert not list(tmp_path.glob("event_date=*/.*"))
+    assert read(tmp_path / "lake") == [row()]
+    assert [path.name for path in tmp_path.iterdir()] == ["lake"]
+
+
+def test_writers_that_come_and_go_share_a_directory(tmp_path):
+    dictionaries = ToyDictionaries()
+    first = LakeWriter(tmp_path / "lake", LakeConfig(), partitions=[0])
+    for partition in range(1, 4):
+        second = LakeWriter(tmp_path / "lake", LakeConfig(), partitions=[partition])
+        second.append(batch_of([row(partition=partition)], dictionaries), dictionaries)
+        second.close()  # removes the directory of unfinished files that the first will need
+    first.append(batch_of([row()], dictionaries), dictionaries)
+    assert first.close() == 1
+    assert len(read(tmp_path / "lake")) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["lake"]
 
 
 def test_an_empty_batch_and_an_empty_lake(tmp_path):
