@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from keystone.actors.loop import LoopActor
 
 if TYPE_CHECKING:
-    from keystone.log.base import Log, LogWriter
+    from keystone.log.base import LogWriter
+    from keystone.log.embedded import EmbeddedLog
     from keystone.metrics import LatencyHistogram
     from keystone.sim.fleet import Frames, PartitionFleet
     from keystone.sim.plan import FleetPlan
@@ -72,7 +73,7 @@ class FleetActor(LoopActor):
         self._start_ms = 0.0  # wall time of the schedule's start
         self._ticks = 0
         self._behind_ms = 0.0
-        self._log: Log
+        self._log: EmbeddedLog
         self._delays: LatencyHistogram
 
     def go(self, start_ms: float) -> None:
@@ -87,9 +88,9 @@ class FleetActor(LoopActor):
         self._log = self._open_log()
         LatencyHistogram().add([0.5])
         self._delays = LatencyHistogram()
-        self._driven = [Driven(p, self._open_fleet(p), self._log.writer(p)) for p in self._spec.partitions]
+        self._driven = [Driven(p, self._open_fleet(p), self._log.writer(p, preallocate=True)) for p in self._spec.partitions]
 
-    def _open_log(self) -> Log:
+    def _open_log(self) -> EmbeddedLog:
         from keystone.log.embedded import EmbeddedLog
 
         return EmbeddedLog.open(self._spec.log_dir)

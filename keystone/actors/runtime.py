@@ -71,6 +71,8 @@ class RayRuntime:
                 namespace="keystone",
                 _temp_dir=str(self._temp_dir),
             )
+        # Ray writes of dead workers to this process's stdout, whatever it is told; the supervisor says it in a line.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None  # noqa: SLF001 - there is no public way
         self._own_pids = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
 
     def stop(self) -> None:

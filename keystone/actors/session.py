@@ -173,8 +173,10 @@ class SessionActor(LoopActor):
     # --- asked ------------------------------------------------------------------------------------------------------
     def _counters(self) -> dict[str, Any]:
         self._measure_state()
+        alerts, detect_p99_ms = (self._trail.alerts, self._trail.detect.quantile(0.99)) if self._owned else (0, None)
         return {
-            "alerts": self._trail.alerts if self._owned else 0,
+            "alerts": alerts,
+            "detect_p99_ms": detect_p99_ms,
             "sessions_active": self._totals.sessions_active_max,
             "state_bytes": self._totals.state_bytes,
         }

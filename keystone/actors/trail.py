@@ -1,8 +1,9 @@
 """The trail of alerts that one session actor leaves: the alerts themselves, and when each became visible.
 
-An alert is visible when its line is in the file: one unbuffered write a batch, readable by anyone from then on. Its
-moments follow in a file of fixed rows, so that both outlive the process. A successor repairs a torn last line or row
-and learns from the file which alerts need no second saying.
+An alert is visible when its line is in the file, readable by anyone from then on. Only what a predecessor said is left
+out: an alert that this process raises twice is there twice, for the judge to see. Its moments follow in a file of fixed
+rows, so that both outlive the process. A successor repairs a torn last line or row and learns from the file which
+alerts need no second saying.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import orjson
 import polars as pl
+
+from keystone.metrics import LatencyHistogram
+from keystone.sinks.ndjson import LineFile, alert_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,11 +43,12 @@ class AlertTrail:
 
     def __init__(self, work_dir: Path, actor: str) -> None:
         alerts, moments = alerts_path(work_dir, actor), moments_path(work_dir, actor)
-        known = _mend_lines(alerts)
+        self._alerts = LineFile(alerts)
+        known = [orjson.loads(line)["alert_id"] for line in alerts.read_bytes().splitlines()]
         timed = _mend_rows(moments)
-        self._alerts_fd = os.open(alerts, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._moments_fd = os.open(moments, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._said = frozenset(known)
+        self.detect = LatencyHistogram()  # append to visible, of our own alerts
         self.alerts = len(known)
         untimed = [alert_id for alert_id in known if alert_id not in timed]
         if untimed:  # said, but its maker died before it noted when: it is visible now at the latest
@@ -56,14 +61,15 @@ class AlertTrail:
         fresh = [i for i, a in enumerate(alerts) if a.alert_id not in self._said]
         if not fresh:
             return
-        _write(self._alerts_fd, alert_lines([alerts[i] for i in fresh]))
+        self._alerts.write_lines(alert_line(alerts[i]) for i in fresh)
         visible_ms = time.time() * 1_000
         appended_ms = [float(alerts[i].append_ts_ms) for i in fresh]
         self._note([alerts[i].alert_id for i in fresh], appended_ms, [decoded_ms[i] for i in fresh], [alerted_ms[i] for i in fresh], visible_ms)
+        self.detect.add(visible_ms - np.array(appended_ms))
         self.alerts += len(fresh)
 
     def close(self) -> None:
-        os.close(self._alerts_fd)
+        self._alerts.close()
         os.close(self._moments_fd)
 
     def _note(self, ids: list[str], appended_ms: list[float], decoded_ms: list[float], alerted_ms: list[float], visible_ms: float) -> None:
@@ -80,29 +86,12 @@ def read_moments(path: Path) -> pl.DataFrame:
     return pl.DataFrame({"alert_id": pl.Series([i.decode() for i in rows["alert_id"].tolist()], dtype=pl.String), **times})
 
 
-def _mend_lines(path: Path) -> list[str]:
-    """The alert ids in the file, after cutting off a line that a dying process did not finish."""
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole != len(text):
-        os.truncate(path, whole)
-    return [orjson.loads(line)["alert_id"] for line in text[:whole].splitlines()]
-
-
 def _mend_rows(path: Path) -> set[str]:
     if not path.exists():
         return set()
     whole = path.stat().st_size // MOMENTS_DTYPE.itemsize * MOMENTS_DTYPE.itemsize
     os.truncate(path, whole)
     return {i.decode() for i in np.frombuffer(path.read_bytes(), MOMENTS_DTYPE)["alert_id"].tolist()}
-
-
-def alert_lines(alerts: Sequence[Alert]) -> bytes:
-    """One JSON line an alert."""
-    fields = ("alert_id", "kind", "action", "device_id", "session_id", "event_ts", "seq", "buffers_in_run", "bitrate_kbps", "recommended_bitrate_kbps")
-    return b"".join(orjson.dumps({**{f: getattr(a, f) for f in fields}, **a.dimensions}, option=orjson.OPT_APPEND_NEWLINE) for a in alerts)
 
 
 def _write(fd: int, text: bytes) -> None:

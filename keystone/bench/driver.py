@@ -183,7 +183,9 @@ class Driver:
         work_dir.mkdir()
         supervisor = Supervisor(work_dir)
         log_dir = self.log_home / default_directory().path.name
-        log = EmbeddedLog.create(log_dir, partitions=plan.partitions, segment_bytes=plan.segment_bytes, retention_bytes=plan.segment_bytes * SEGMENTS)
+        log = EmbeddedLog.create(
+            log_dir, partitions=plan.partitions, segment_bytes=plan.segment_bytes, retention_bytes=plan.segment_bytes * SEGMENTS, preallocate=True
+        )
         run = Run(plan, self.config, out, log, supervisor, Measured(plan), CpuMeter(supervisor.part_of), self.progress, self.stop)
         try:
             self._phases(run)
