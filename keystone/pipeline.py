@@ -86,7 +86,7 @@ class PartitionPipeline:
         decoded_ms = time.time() * 1e3
         applied = self.sessions.apply(batch)
         self._collect(applied, result, decoded_ms)
-        result.ledger += Ledger(accepted=batch.rows, applied=applied.applied, duplicates=applied.duplicates)
+        result.ledger += Ledger(accepted=batch.rows, applied=applied.applied, duplicates=applied.duplicates, late=applied.late)
         self._on_batch(batch, self._decoder.dictionaries)
 
     def finish(self) -> StepResult:

@@ -1,0 +1,179 @@
+"""The command: options, progress, the summary, the exit status."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from keystone.errors import UsageError
+
+SUMMARY = "summary.json"
+RESULTS = (SUMMARY, "alerts.ndjson", "dead_letters.ndjson", "sessions.parquet", "lake", ".work", "standard_input.ndjson")
+SHOW_EVERY_S = 0.25
+EXIT_PASS, EXIT_FAIL = 0, 1
+
+
+@click.command("replay", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("files", nargs=-1, required=True)
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Where results go; an earlier replay's are replaced.")
+@click.option("--partitions", type=click.IntRange(1, 99_999), default=None, help="Partitions to deal devices to.  [default: 1, with actors one each]")
+@click.option("--actors", type=click.IntRange(1, 256), default=None, help="Processes, under Ray.  [default: this process alone, without Ray]")
+@click.option("--no-lake", is_flag=True, help="Write no Parquet of the events.")
+@click.option("--config", "config_file", type=click.Path(dir_okay=False), default=None, help="Read this keystone.toml.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, such as detection.loop_threshold=2. May be repeated.")
+def replay_command(files: tuple[str, ...], out: str, partitions: int | None, actors: int | None, *, no_lake: bool, config_file: str | None, settings: tuple[str, ...]) -> None:
+    """Run FILES of events (NDJSON; plain, gzip, zstd, or - for standard input) through the engine, as fast as it goes.
+
+    Writes alerts.ndjson, sessions.parquet, dead_letters.ndjson, lake/ and summary.json into the directory of --out.
+    Exit status: 0, or 1 where the ledger does not balance or the replay was interrupted, or 2 where something must be changed.
+    """
+    from keystone.bench.screen import Progress
+    from keystone.bench.stopping import StopSignal
+    from keystone.config import load
+    from keystone.replay.engine import ReplaySpec
+
+    config = load(config_file, flags=dict(_setting(text) for text in settings))
+    if len([name for name in files if name == "-"]) > 1:
+        raise UsageError("- (standard input) can be read once: name it once")
+    place = Path(out)
+    _clear(place)
+    shares = actors or 1
+    count = max(partitions or 1, shares)
+    spec = ReplaySpec(tuple(files), str(place.absolute()), config, count, not no_lake)
+    with Progress() as progress, StopSignal() as stop:
+        summary = _run(spec, actors, progress, stop)
+    (place / SUMMARY).write_bytes(_as_json(summary))
+    _print(summary, place)
+    if summary["ledger_failures"] or summary["interrupted"]:
+        sys.exit(EXIT_FAIL)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: write it as NAME=VALUE, such as detection.loop_threshold=2")
+    return name.strip(), value.strip()
+
+
+def _clear(out: Path) -> None:
+    """Make the directory, or empty it of an earlier replay; refuse one that holds something else."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = {path.name for path in out.iterdir()}
+        strange = sorted(name for name in held if name not in RESULTS and not name.startswith(".share-") and not name.startswith(".sessions.parquet-"))
+        if strange:
+            raise UsageError(f"--out {out} holds {strange[0]}, which no replay writes: name an empty or new directory")
+        for name in held:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be used: {error.strerror}: name another directory") from error
+
+
+def _run(spec: Any, actors: int | None, progress: Any, stop: Any) -> dict[str, Any]:
+    from keystone.kernels import warm
+    from keystone.replay.engine import ReplayTotals
+
+    warmth = warm()
+    started = time.monotonic()
+
+    def show(totals: ReplayTotals) -> None:
+        seconds = time.monotonic() - started
+        rate = totals.lines / seconds if seconds > 0 else 0.0
+        progress.show(seconds, {"lines": f"{totals.lines:,}", "MB": f"{totals.bytes / 1e6:,.0f}", "events/s": f"{rate:,.0f}", "alerts": f"{totals.alerts:,}"})
+
+    if actors is None:
+        parts = [_alone(spec, stop, show)]
+    else:
+        parts = _together(spec, actors, stop, show)
+    return _summary(spec, parts, time.monotonic() - started, interrupted=stop.is_asked(), warmth=str(warmth))
+
+
+def _alone(spec: Any, stop: Any, show: Any) -> Any:
+    from keystone.replay.engine import FileReplay
+
+    replay = FileReplay(spec)
+    shown = 0.0
+    try:
+        while not stop.is_asked() and replay.step():
+            if time.monotonic() - shown > SHOW_EVERY_S:
+                shown = time.monotonic()
+                replay.totals.alerts = replay.alerts
+                show(replay.totals)
+        return replay.close()
+    except BaseException:
+        replay.abort()
+        raise
+
+
+def _together(spec: Any, actors: int, stop: Any, show: Any) -> Any:
+    from dataclasses import replace
+
+    from keystone.log.files import read_ndjson
+    from keystone.replay.actors import replay_with_actors
+
+    read_ndjson(spec.files)  # a missing file is told before Ray starts
+    if "-" in spec.files:  # each process reads for itself: standard input must be there more than once
+        spool = Path(spec.out_dir) / "standard_input.ndjson"
+        with spool.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        spec = replace(spec, files=tuple(str(spool) if name == "-" else name for name in spec.files))
+    spec = replace(spec, files=tuple(str(Path(name).absolute()) for name in spec.files))
+    try:
+        return replay_with_actors(spec, actors, stop.is_asked, show)
+    finally:
+        (Path(spec.out_dir) / "standard_input.ndjson").unlink(missing_ok=True)
+        shutil.rmtree(Path(spec.out_dir) / ".work", ignore_errors=True)
+
+
+def _summary(spec: Any, parts: list[Any], seconds: float, *, interrupted: bool, warmth: str) -> dict[str, Any]:
+    from keystone.metrics import Ledger
+
+    ledger = Ledger()
+    dead_letters: dict[str, int] = {}
+    for part in parts:
+        ledger += Ledger(**{f.name: part.ledger[f.name] for f in fields(Ledger)})
+        for reason, count in part.dead_letters.items():
+            dead_letters[reason] = dead_letters.get(reason, 0) + count
+    failures = ledger.failures(has_lake=spec.has_lake)
+    if not interrupted:
+        failures += [f"received = {ledger.received:,} is not lines = {part.lines:,} that a process read" for part in parts if part.lines != ledger.received]
+    return {
+        "ledger": {name: value for name, value in ledger.as_dict().items() if name not in ("sent", "empty_records")},
+        "ledger_failures": failures,
+        "sessions": sum(part.sessions for part in parts),
+        "alerts": sum(part.alerts for part in parts),
+        "dead_letters": dead_letters,
+        "seconds": round(seconds, 3),
+        "events_per_s": round(ledger.accepted / seconds) if seconds > 0 else 0,
+        "bytes": parts[0].bytes,
+        "partitions": spec.partitions,
+        "actors": len(parts),
+        "interrupted": interrupted,
+        "kernels": warmth,
+        "config": spec.config.model_dump(mode="json"),
+    }
+
+
+def _as_json(summary: dict[str, Any]) -> bytes:
+    import orjson
+
+    return orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _print(summary: dict[str, Any], out: Path) -> None:
+    ledger = summary["ledger"]
+    dead = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary["dead_letters"].items()))
+    click.echo(f"{ledger['accepted']:,} events accepted of {ledger['received']:,} lines in {summary['seconds']:.2f} s: {summary['events_per_s']:,} events/s")
+    click.echo(f"applied {ledger['applied']:,} + duplicates {ledger['duplicates']:,}; late {ledger['late']:,}; dead letters {ledger['dead_lettered']:,}{f' ({dead})' if dead else ''}")
+    click.echo(f"sessions {summary['sessions']:,}, alerts {summary['alerts']:,}, lake rows {ledger['lake_rows']:,}; results in {out}")
+    for failure in summary["ledger_failures"]:
+        click.echo(f"THE LEDGER DOES NOT BALANCE: {failure}", err=True)
+    if summary["interrupted"]:
+        click.echo("interrupted: the results are those of the lines read so far", err=True)
