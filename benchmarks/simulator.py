@@ -24,7 +24,7 @@ import polars as pl
 import psutil
 from measure import cpu_seconds, report
 
-from keystone.kernels import devices, encode
+from keystone.kernels import devices, encode, seats
 from keystone.sim.fleet import PartitionFleet
 from keystone.sim.plan import FleetPlan
 from keystone.sim.write import sample
@@ -48,7 +48,7 @@ def whole(fleets: list[PartitionFleet], ticks: int) -> dict[str, Any]:
 
 def parts(fleet: PartitionFleet) -> list[dict[str, Any]]:
     """Model and encoder alone, on one partition's seats. Spoils the fleet for anything else."""
-    chunk = fleet._events.size // devices.EVENT
+    chunk = fleet._events.size // seats.EVENT
 
     def model() -> None:
         for _ in range(CALLS):

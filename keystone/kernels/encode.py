@@ -1,34 +1,16 @@
 """Events as JSON lines: prepared texts copied 32 bytes at a time, numbers written eight digits at a time."""
 
 # mypy: ignore-errors
+# ruff: noqa: I001 - dozens of names, one a line, would push the kernel off the page
 
 from typing import NamedTuple
 
 import numpy as np
 
 from keystone.kernels.compiler import kernel, piece
-from keystone.kernels.devices import (
-    E_BUFFER,
-    E_DEVICE,
-    E_EXTRA,
-    E_EXTRA_KIND,
-    E_FULL,
-    E_POSITION,
-    E_PROFILE,
-    E_RUNG,
-    E_SEQ,
-    E_SESSION,
-    E_SHAPE,
-    E_TITLE,
-    E_TS,
-    EVENT,
-    EXTRA_NONE,
-    SHAPE_BEAT,
-    SHAPE_ERROR,
-    SHAPE_SEEK,
-    SHAPE_STALL,
-    SHAPE_STARTUP,
-    SHAPE_STOP,
+from keystone.kernels.seats import (
+    E_BUFFER, E_DEVICE, E_EXTRA, E_EXTRA_KIND, E_FULL, E_POSITION, E_PROFILE, E_RUNG, E_SEQ, E_SESSION, E_SHAPE, E_TITLE, E_TS, EVENT, EXTRA_NONE,
+    SHAPE_BEAT, SHAPE_ERROR, SHAPE_SEEK, SHAPE_STALL, SHAPE_STARTUP, SHAPE_STOP,
 )  # fmt: skip
 from keystone.kernels.wide import copy_32, load_u64, store_u64, swap_bytes, trailing_zeros
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from keystone.kernels import encode as kernel
-from keystone.kernels.devices import SHAPE_BEAT, SHAPE_ERROR, SHAPE_FATAL, SHAPE_SEEK, SHAPE_STALL, SHAPE_START, SHAPE_STARTUP, SHAPE_STOP
+from keystone.kernels.seats import SHAPE_BEAT, SHAPE_ERROR, SHAPE_FATAL, SHAPE_SEEK, SHAPE_STALL, SHAPE_START, SHAPE_STARTUP, SHAPE_STOP
 
 PROFILES: Final = 512  # combinations of dimensions; x ~400 B of text = 200 KB, half a second-level cache
 REGIONS: Final = {

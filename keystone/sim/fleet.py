@@ -14,8 +14,9 @@ import numpy as np
 
 from keystone.errors import UsageError
 from keystone.events import I64, PADDING, U8
-from keystone.kernels import devices as kernel
+from keystone.kernels import devices
 from keystone.kernels import encode as encoder
+from keystone.kernels import seats as seat
 from keystone.partition import U32, numbered_devices_of
 from keystone.sim import catalog, network
 from keystone.sim.plan import FleetPlan, devices_by_partition, events_by_partition, seats_by_partition
@@ -47,6 +48,10 @@ class Frames:
     def __len__(self) -> int:
         return int(self.starts.size)
 
+    def __bool__(self) -> bool:
+        """True: a tick without frames is not the end (that is None)."""
+        return True
+
     @property
     def lines(self) -> U8:
         """All frames as one NDJSON text, every line with its line feed."""
@@ -54,7 +59,7 @@ class Frames:
 
 
 @lru_cache(maxsize=4)
-def _tables(ladder_kbps: tuple[int, ...]) -> tuple[kernel.Model, encoder.Texts]:
+def _tables(ladder_kbps: tuple[int, ...]) -> tuple[seat.Model, encoder.Texts]:
     return network.model(ladder_kbps), catalog.texts(ladder_kbps)
 
 
@@ -76,13 +81,13 @@ class PartitionFleet:
         self._steer_ms = max(STEER_MS_MIN, 2 * self._beat_ms)
         self._phase = (partition * GOLDEN >> 32) % self._ticks  # partitions with a low rate take turns
         most = self.quota // self._ticks + 2
-        self._events = np.zeros(min(most, CHUNK_EVENTS, plan.frame_events_max) * kernel.EVENT, np.uint32)
+        self._events = np.zeros(min(most, CHUNK_EVENTS, plan.frame_events_max) * seat.EVENT, np.uint32)
         self._intended = np.zeros(most, np.int64)
         self._text = np.empty(most * encoder.LINE_MAX + PADDING, np.uint8)
         self._frames = np.zeros((most + 1, 3), np.int64)
-        self._truth = np.zeros((1024 + 2 * most, kernel.TRUTH), np.int64)
+        self._truth = np.zeros((1024 + 2 * most, seat.TRUTH), np.int64)
         if seats:
-            kernel.fill_seats(self._fleet, self._model, round(JOINING_SHARE * 65536), self._beat_ms)
+            devices.fill_seats(self._fleet, self._model, round(JOINING_SHARE * 65536), self._beat_ms)
 
     def tick(self) -> Frames | None:
         """The next tick (it may hold no frame), or None after the last; then the truth is complete."""
@@ -100,17 +105,17 @@ class PartitionFleet:
         """End the run here: nobody sends any more, and the truth gets a row for each stall left open. May be repeated."""
         if not self._finished:
             self._finished = True
-            self._room_for_truth(self._fleet.rows.size // kernel.ROW)
-            kernel.left_open(self._fleet, self._truth)
+            self._room_for_truth(self._fleet.rows.size // seat.ROW)
+            devices.left_open(self._fleet, self._truth)
 
     def truth(self) -> Truth:
         """Expected alerts caused by the ticks so far (open stalls: those of hung devices; after the end, all)."""
-        return Truth.of_rows(self._truth[: self._counter(kernel.C_TRUTH)], self.plan.epoch_ms)
+        return Truth.of_rows(self._truth[: self._counter(seat.C_TRUTH)], self.plan.epoch_ms)
 
     @property
     def events(self) -> int:
         """Events sent so far."""
-        return self._counter(kernel.C_EVENTS)
+        return self._counter(seat.C_EVENTS)
 
     @property
     def bytes(self) -> int:
@@ -120,37 +125,37 @@ class PartitionFleet:
     @property
     def sessions(self) -> int:
         """Sessions that sent an event so far."""
-        return self._counter(kernel.C_SESSIONS)
+        return self._counter(seat.C_SESSIONS)
 
     @property
     def stalls(self) -> int:
         """Stalls so far."""
-        return self._counter(kernel.C_STALLS)
+        return self._counter(seat.C_STALLS)
 
     @property
     def stalled_sessions(self) -> int:
         """Sessions that stalled at least once so far."""
-        return self._counter(kernel.C_STALLED)
+        return self._counter(seat.C_STALLED)
 
     @property
     def hangs(self) -> int:
         """Devices that fell silent for ever."""
-        return self._counter(kernel.C_HANGS)
+        return self._counter(seat.C_HANGS)
 
     @property
     def ambiguous_silences(self) -> int:
         """Silences within 3 s of the open-stall limit, where delivery decides. 0 but in tiny fleets at starved rates."""
-        return self._counter(kernel.C_AMBIGUOUS)
+        return self._counter(seat.C_AMBIGUOUS)
 
     @property
     def seats(self) -> int:
         """Devices in a session, or between two, at once."""
-        return self._fleet.rows.size // kernel.ROW
+        return self._fleet.rows.size // seat.ROW
 
     @property
     def drift_ms(self) -> int:
         """The devices' time less the schedule's."""
-        return (self._counter(kernel.C_SLOT) << kernel.SLOT_SHIFT) - self._tick * self._tick_ms
+        return (self._counter(seat.C_SLOT) << seat.SLOT_SHIFT) - self._tick * self._tick_ms
 
     def _counter(self, cell: int) -> int:
         return int(self._fleet.counters[cell])
@@ -167,8 +172,8 @@ class PartitionFleet:
         step_q20 = ((due_ms - start_ms) << 20) // wanted
         done = at = frame = 0
         while done < wanted:
-            chunk = min(wanted - done, self._events.size // kernel.EVENT)
-            chunk = kernel.advance(self._fleet, self._model, chunk, done, step_q20, start_ms, self._events, self._intended, self._truth)
+            chunk = min(wanted - done, self._events.size // seat.EVENT)
+            chunk = devices.advance(self._fleet, self._model, chunk, done, step_q20, start_ms, self._events, self._intended, self._truth)
             begin = at
             at = encoder.encode(
                 self._events, chunk, self._texts, self.plan.epoch_ms, self._text, at, self.plan.frame_bytes_max, self._frames, frame
@@ -183,37 +188,37 @@ class PartitionFleet:
     def _steer(self) -> None:
         """Shorten reports where the devices' time runs ahead (they send too little for the rate), lengthen them where it lags."""
         beat = self._beat_ms - self._beat_ms * self.drift_ms // self._steer_ms
-        self._fleet.counters[kernel.C_BEAT_MS] = max(100, self._beat_ms // 2, min(beat, self._beat_ms * 3 // 2))
+        self._fleet.counters[seat.C_BEAT_MS] = max(100, self._beat_ms // 2, min(beat, self._beat_ms * 3 // 2))
 
     def _room_for_truth(self, rows: int) -> None:
-        used = self._counter(kernel.C_TRUTH)
+        used = self._counter(seat.C_TRUTH)
         if used + rows > self._truth.shape[0]:
-            wider = np.zeros((2 * (used + rows), kernel.TRUTH), np.int64)
+            wider = np.zeros((2 * (used + rows), seat.TRUTH), np.int64)
             wider[:used] = self._truth[:used]
             self._truth = wider
 
 
-def _new_fleet(plan: FleetPlan, partition: int, seats: int) -> kernel.Fleet:
+def _new_fleet(plan: FleetPlan, partition: int, seats: int) -> seat.Fleet:
     """Empty seats and calendar, all devices of the partition in the pool. 64 B a seat + 5 B for the calendar + 4 B a device."""
-    chunks = seats // (kernel.CHUNK - 1) + kernel.SLOTS + 2  # one begun chunk a slot, and no more
-    counters = np.zeros(kernel.C_CELLS, np.int64)
-    devices = int(devices_by_partition(plan)[partition])
-    counters[kernel.C_FREE] = chunks
-    counters[kernel.C_POOL_SIZE] = devices
-    counters[kernel.C_BEAT_MS] = plan.beat_ms
-    counters[kernel.C_SEED] = ((plan.seed * GOLDEN) ^ (partition * 0xD6E8FEB86659FD93)) & 0x7FFF_FFFF_FFFF_FFFF
-    counters[kernel.C_THRESHOLD] = plan.loop_threshold
-    counters[kernel.C_OPEN_STALL] = plan.open_stall_ms
-    counters[kernel.C_HANG_Q16] = round(plan.hang_share * 65536)
-    counters[kernel.C_WEAK_Q16] = round(plan.weak_path_share * 65536)
-    counters[kernel.C_BAD_Q16] = round(plan.bad_path_share * 65536)
-    return kernel.Fleet(
-        rows=_on_a_line(seats * kernel.ROW),
-        chunks=np.zeros(chunks * kernel.CHUNK, np.uint32),
-        heads=np.full(kernel.SLOTS, kernel.NO_CHUNK, np.int32),
-        fills=np.zeros(kernel.SLOTS, np.int32),
+    chunks = seats // (seat.CHUNK - 1) + seat.SLOTS + 2  # one begun chunk a slot, and no more
+    counters = np.zeros(seat.C_CELLS, np.int64)
+    numbered = int(devices_by_partition(plan)[partition])
+    counters[seat.C_FREE] = chunks
+    counters[seat.C_POOL_SIZE] = numbered
+    counters[seat.C_BEAT_MS] = plan.beat_ms
+    counters[seat.C_SEED] = ((plan.seed * GOLDEN) ^ (partition * 0xD6E8FEB86659FD93)) & 0x7FFF_FFFF_FFFF_FFFF
+    counters[seat.C_THRESHOLD] = plan.loop_threshold
+    counters[seat.C_OPEN_STALL] = plan.open_stall_ms
+    counters[seat.C_HANG_Q16] = round(plan.hang_share * 65536)
+    counters[seat.C_WEAK_Q16] = round(plan.weak_path_share * 65536)
+    counters[seat.C_BAD_Q16] = round(plan.bad_path_share * 65536)
+    return seat.Fleet(
+        rows=_on_a_line(seats * seat.ROW),
+        chunks=np.zeros(chunks * seat.CHUNK, np.uint32),
+        heads=np.full(seat.SLOTS, seat.NO_CHUNK, np.int32),
+        fills=np.zeros(seat.SLOTS, np.int32),
         free=np.arange(chunks, dtype=np.uint32)[::-1].copy(),
-        pool=numbered_devices_of(plan.devices, plan.partitions, partition, devices),
+        pool=numbered_devices_of(plan.devices, plan.partitions, partition, numbered),
         ready=np.zeros(CHUNK_EVENTS + 16, np.uint32),
         counters=counters,
     )

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from keystone.events import U8
-from keystone.kernels.devices import Model
+from keystone.kernels.seats import Model
 from keystone.sim import catalog
 
 STEP_MS: Final = 64  # of the table of level changes; 256 steps reach 16 s, the longest report interval

@@ -133,6 +133,7 @@ def test_partition_without_devices_is_silent():
     fleet = PartitionFleet(plan, empty)
     assert fleet.quota == 0
     while (frames := fleet.tick()) is not None:
+        assert frames
         assert len(frames) == 0
         assert frames.lines.size == 0
     assert len(fleet.truth()) == 0
