@@ -103,6 +103,7 @@ class EmbeddedWriter:
             os.close(self._lock)
             raise
         kernels.write_word(row, kernels.WRITER_PID, os.getpid())
+        self._next_offset = int(row[kernels.END_OFFSET])
         self._use(self._segments[-1])
 
     def _use(self, segment: WritableSegment) -> None:
@@ -114,7 +115,7 @@ class EmbeddedWriter:
         """See ``LogWriter.append``. One copy of the value, its checksum, and one published word."""
         if self._closed:
             raise LogClosed(f"{self._folder}: the writer was closed")
-        source = np.frombuffer(memoryview(value).toreadonly(), np.uint8)  # type: ignore[arg-type]
+        source = np.frombuffer(value if type(value) is bytes else memoryview(value).toreadonly(), np.uint8)  # type: ignore[arg-type]
         if source.size > self._shape.record_bytes_max:
             raise RecordTooLarge(f"{self._folder}: a record of {source.size:,} bytes is over record_bytes_max = {self._shape.record_bytes_max:,}")
         if not 0 <= events <= _EVENTS_MAX:
@@ -124,7 +125,9 @@ class EmbeddedWriter:
         if append_ms < 0:
             self._roll()
             append_ms = kernels.append_record(self._array, row, source, self._start, self._room, events, self._clock.now_ms())
-        return Appended(int(row[kernels.END_OFFSET]) - 1, append_ms)
+        offset = self._next_offset
+        self._next_offset = offset + 1
+        return Appended(offset, append_ms)
 
     def _head(self, number: int) -> SegmentHead:
         row = self._row
