@@ -183,9 +183,7 @@ class Driver:
         work_dir.mkdir()
         supervisor = Supervisor(work_dir)
         log_dir = self.log_home / default_directory().path.name
-        log = EmbeddedLog.create(
-            log_dir, partitions=plan.partitions, segment_bytes=plan.segment_bytes, retention_bytes=plan.segment_bytes * SEGMENTS, preallocate=True
-        )
+        log = EmbeddedLog.create(log_dir, partitions=plan.partitions, segment_bytes=plan.segment_bytes, retention_bytes=plan.segment_bytes * SEGMENTS)
         run = Run(plan, self.config, out, log, supervisor, Measured(plan), CpuMeter(supervisor.part_of), self.progress, self.stop)
         try:
             self._phases(run)
