@@ -95,6 +95,6 @@ def random_rows(count, seed=0, *, partition=0, first_offset=0, null_share=0.3, t
     for i in range(count):
         fields = {column.name: value(column, i) for column in COLUMNS}
         fields.update(ts=APPEND_MS + source.randrange(-5000, 5000), append_ts=APPEND_MS + i // 3, partition=partition)
-        fields.update(offset=first_offset + i // 3, line=i % 3, device_id=f"d-{source.randrange(10**9)}é", session_id="%016x" % source.getrandbits(64))
+        fields.update(offset=first_offset + i // 3, line=i % 3, device_id=f"d-{source.randrange(10**9)}é", session_id=f"{source.getrandbits(64):016x}")
         rows.append(fields)
     return rows

@@ -425,34 +425,6 @@ def encode_pages(
 
 
 @kernel
-def localise(codes, first, rows, seen, order, count, local, local_first):
-    """Codes of a large dictionary to codes of the row group's own, in order of appearance; returns its new size.
-
-    ``seen[code]`` is the local code or -1, ``order[local]`` the code; both int32, with room for what may come.
-    """
-    for i in range(rows):
-        code = codes[first + i]
-        if code < 0:
-            local[local_first + i] = -1
-            continue
-        mine = seen[code]
-        if mine < 0:
-            mine = np.int32(count)
-            seen[code] = mine
-            order[count] = code
-            count += 1
-        local[local_first + i] = mine
-    return count
-
-
-@kernel
-def forget(seen, order, count):
-    """Undo ``localise``: mark the first ``count`` codes of ``order`` as not seen."""
-    for i in range(count):
-        seen[order[i]] = -1
-
-
-@kernel
 def plain_strings(offsets, data, first, count, out):
     """PLAIN strings: four bytes of length, then the bytes. Returns the bytes used; ``out`` has room for 4 * count more than the text."""
     at = np.int64(0)
@@ -463,22 +435,6 @@ def plain_strings(offsets, data, first, count, out):
         copy_bytes(out, at + 4, data, np.int64(offsets[i]), size)
         at += 4 + size
     return at
-
-
-@kernel
-def day_range(ts, append_ts, rows, anchor_ts, reach_ms, has_log_time, days):
-    """``days[i]`` (int64): days since the epoch of the folder that row i belongs to (SPEC 5). Returns (lowest, highest)."""
-    day_ms = np.int64(86_400_000)
-    low, high = np.int64(2**62), np.int64(-1)
-    for i in range(rows):
-        near = append_ts[i] if has_log_time else anchor_ts
-        away = ts[i] - near
-        when = ts[i] if -reach_ms <= away <= reach_ms else near
-        day = when // day_ms
-        days[i] = day
-        low = min(low, day)
-        high = max(high, day)
-    return low, high
 
 
 def page_bytes_max(rows: int, text_bytes: int) -> int:
@@ -502,7 +458,4 @@ def warm_up():
         rows, 0, 1, i64[:1], i64[:1], i64[:1], i32[:1], i64, 1, i32, 1, local, 1, np.zeros(CODE_COLUMNS, np.uint8), u8[:1].view(np.int8),
         u8[:1], u8[:1], text, text, text, text, CODE_PLACE, INT_PLACE, new_scratch(rows), out, table,
     )  # fmt: skip
-    localise(i32, 0, rows, np.full(1, -1, np.int32), i32.copy(), 0, local, 0)
-    forget(i32.copy(), i32.copy(), 1)
     plain_strings(i32[:2], u8, 0, 1, out)
-    day_range(i64[:1], i64[:1], rows, 0, 0, 1, i64.copy())

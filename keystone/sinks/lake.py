@@ -9,26 +9,23 @@ hidden file would not do: Polars, asked for a directory, takes every file in it 
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
 from keystone.config import LakeConfig
-from keystone.errors import SinkError, UsageError
-from keystone.events import DICTIONARY_COLUMNS, I64, EventBatch
-from keystone.kernels import lake as kernel
-from keystone.sinks.lake_files import Compressor, DictionaryPage, ParquetFile, RowGroup
-from keystone.sinks.lake_pages import DictionaryValues, GroupCodes, PageEncoder, Pages
-from keystone.sinks.lake_schema import DICTIONARY_ROW
-from keystone.sinks.lake_stage import Stage, batch_text_bytes, take
+from keystone.errors import UsageError
+from keystone.events import I64, EventBatch
+from keystone.kernels import lake_rows
+from keystone.sinks.lake_files import ParquetFile
+from keystone.sinks.lake_pages import DictionaryValues, GroupCodes, PageEncoder
+from keystone.sinks.lake_stage import Stage, batch_text_bytes, selected_text_bytes
+from keystone.sinks.lake_thread import OpenFile, WritingThread
 
 DIRECT_ROWS_MIN: Final = 2048  # a batch of so many rows is a page of its own, uncopied; smaller ones are collected
 PAGE_ROWS_MAX: Final = 4096  # collected rows
@@ -48,21 +45,12 @@ def folder_name(day: int) -> str:
 
 
 @dataclass(slots=True)
-class _OpenFile:
-    """A file being written. Only the writing thread touches it after it was made."""
-
-    parquet: ParquetFile
-    group: RowGroup = field(default_factory=RowGroup)
-    cached: dict[tuple[int, int], DictionaryPage] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Stream:
     """What the caller's side knows of the open file of one partition and day."""
 
     partition: int
     day: int
-    file: _OpenFile
+    file: OpenFile
     stage: Stage
     codes: GroupCodes
     first_offset: int
@@ -105,7 +93,7 @@ class LakeWriter:
             raise UsageError(f"the lake cannot be made at {self.directory}: {error.strerror}; choose another directory") from error
         for partition in partitions:
             self._open_partition(partition)
-        self._thread = _WritingThread(config.queue_bytes_max, self._encoder)
+        self._thread = WritingThread(config.queue_bytes_max, self._encoder)
 
     # --- what it tells ------------------------------------------------------------------------------------------------
     @property
@@ -149,8 +137,11 @@ class LakeWriter:
         started = time.thread_time()
         self._thread.check()
         if batch.rows:
-            for day, part in self._by_day(batch):
-                self._append_day(day, part, dictionaries)
+            for day, index in self._by_day(batch):
+                if index is None:
+                    self._append_batch(self._stream(day, batch, 0, dictionaries), batch)
+                else:
+                    self._append_rows(self._stream(day, batch, int(index[0]), dictionaries), batch, index)
             self._rows[batch.partition] = self._rows.get(batch.partition, 0) + batch.rows
         self._caller_cpu_seconds += time.thread_time() - started
 
@@ -214,21 +205,21 @@ class LakeWriter:
         with suppress(OSError):  # others still write there
             self._writing.rmdir()
 
-    def _by_day(self, batch: EventBatch) -> list[tuple[int, EventBatch]]:
+    def _by_day(self, batch: EventBatch) -> list[tuple[int, I64 | None]]:
+        """The days of a batch and which rows belong to each; None: all of them."""
         rows = batch.rows
         if self._days.size < rows:
             self._days = np.zeros(rows, np.int64)
         if self.anchor_ts_ms is None:
             self.anchor_ts_ms = int(batch.ts[0])
         reach = LOG_REACH_MS if self._has_log_time else FILE_REACH_MS
-        low, high = kernel.day_range(batch.ts, batch.append_ts_ms, rows, self.anchor_ts_ms, reach, int(self._has_log_time), self._days)
+        low, high = lake_rows.day_range(batch.ts, batch.append_ts_ms, rows, self.anchor_ts_ms, reach, int(self._has_log_time), self._days)
         if low == high:
-            return [(int(low), batch)]
+            return [(int(low), None)]
         days = self._days[:rows]
-        return [(int(day), take(batch, np.flatnonzero(days == day))) for day in np.unique(days)]
+        return [(int(day), np.flatnonzero(days == day)) for day in np.unique(days)]
 
-    def _append_day(self, day: int, batch: EventBatch, dictionaries: DictionaryValues) -> None:
-        stream = self._stream(day, batch, dictionaries)
+    def _append_batch(self, stream: _Stream, batch: EventBatch) -> None:
         stream.last_offset = int(batch.offset[batch.rows - 1])
         stream.file_rows += batch.rows
         size = batch_text_bytes(batch)
@@ -236,14 +227,25 @@ class LakeWriter:
             self._end_page(stream)
             self._put_page(stream, batch)
             return
-        if stream.stage.rows + batch.rows > PAGE_ROWS_MAX or stream.stage.text_bytes + size > PAGE_TEXT_BYTES_MAX:
-            self._end_page(stream)
+        self._make_room(stream, batch.rows, size)
         stream.stage.append(batch)
 
-    def _stream(self, day: int, batch: EventBatch, dictionaries: DictionaryValues) -> _Stream:
+    def _append_rows(self, stream: _Stream, batch: EventBatch, index: I64) -> None:
+        stream.last_offset = int(batch.offset[index[-1]])
+        stream.file_rows += index.size
+        size = selected_text_bytes(batch, index)
+        self._make_room(stream, index.size, size)
+        stream.stage.append_rows(batch, index, size)
+
+    def _make_room(self, stream: _Stream, rows: int, size: int) -> None:
+        if stream.stage.rows + rows > PAGE_ROWS_MAX or stream.stage.text_bytes + size > PAGE_TEXT_BYTES_MAX:
+            self._end_page(stream)
+
+    def _stream(self, day: int, batch: EventBatch, row: int, dictionaries: DictionaryValues) -> _Stream:
+        """The open file of the batch's partition and ``day``; a new one begins with ``row`` of the batch."""
         stream = self._streams.get((batch.partition, day))
         if stream is None:
-            return self._open_file(day, batch, dictionaries)
+            return self._open_file(day, batch, row, dictionaries)
         if stream.codes.dictionaries is not dictionaries:  # other codes: another row group
             self._end_page(stream)
             self._end_group(stream)
@@ -251,13 +253,13 @@ class LakeWriter:
             stream.codes = GroupCodes(dictionaries)
         return stream
 
-    def _open_file(self, day: int, batch: EventBatch, dictionaries: DictionaryValues) -> _Stream:
+    def _open_file(self, day: int, batch: EventBatch, row: int, dictionaries: DictionaryValues) -> _Stream:
         if batch.partition not in self._known:
             self._open_partition(batch.partition)
         self._names += 1
-        first = int(batch.offset[0])
+        first = int(batch.offset[row])
         path = self._writing / f"p{batch.partition:05d}-{np.datetime64(day, 'D')}-{first:020d}-{os.getpid()}-{self._names}.tmp"
-        file = _OpenFile(ParquetFile(path))
+        file = OpenFile(ParquetFile(path))
         stream = _Stream(batch.partition, day, file, Stage(batch.partition), GroupCodes(dictionaries), first, first)
         self._streams[batch.partition, day] = stream
         return stream
@@ -300,150 +302,3 @@ def _writing_directory(directory: Path) -> Path:
         writing = directory / ".writing"
     writing.mkdir(exist_ok=True)
     return writing
-
-
-class _WritingThread:
-    """Runs what is put into its bounded queue, in order. Holds the first error, and does nothing more after it."""
-
-    def __init__(self, queue_bytes_max: int, encoder: PageEncoder) -> None:
-        self.bytes = self.files = 0
-        self.cpu_seconds = self.wait_seconds = 0.0
-        self.queued_bytes = 0
-        self.is_stopped = False
-        self._queue_bytes_max = queue_bytes_max
-        self._encoder = encoder
-        self._compressor = Compressor()
-        self._partition_rows: dict[int, int] = {}
-        self._temporary: set[Path] = set()
-        self._error: SinkError | None = None
-        self._work: deque[tuple[int, Callable[[], None]]] = deque()
-        self._changed = threading.Condition()
-        self._is_busy = False
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="lake", daemon=True)
-        self._thread.start()
-
-    # --- the caller's side --------------------------------------------------------------------------------------------
-    def check(self) -> None:
-        """Raise what went wrong, if anything did, or that it was stopped."""
-        self.check_error()
-        if self.is_stopped:
-            raise SinkError("the lake was closed")
-
-    def check_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def put(self, size: int, work: Callable[[], None]) -> None:
-        """Queue ``work``, that holds ``size`` bytes. Waits while more than the limit are queued."""
-        with self._changed:
-            if self.queued_bytes >= self._queue_bytes_max:
-                started = time.monotonic()
-                self._changed.wait_for(lambda: self.queued_bytes < self._queue_bytes_max or self._error is not None)
-                self.wait_seconds += time.monotonic() - started
-            self._work.append((size, work))
-            self.queued_bytes += size
-            self._changed.notify_all()
-
-    def wait_until_idle(self) -> None:
-        """Wait until all that was put is done; raise if it failed."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._work and not self._is_busy)
-        self.check_error()
-
-    def stop(self, *, discard: bool = False) -> None:
-        """End the thread after, or with ``discard`` before, what is queued."""
-        with self._changed:
-            if discard:
-                self._work.clear()
-            self._is_stopping = True
-            self._changed.notify_all()
-        self._thread.join()
-        self._remove_temporary()
-        self.is_stopped = True
-
-    def fail(self, error: OSError, path: Path) -> None:
-        """Keep the first error as one that says what to do, and remove what is unfinished."""
-        if self._error is None:
-            self._error = SinkError(f"the lake cannot write {path}: {error.strerror or error}; free room there or choose another directory")
-        self._remove_temporary()
-
-    @property
-    def rows(self) -> int:
-        return sum(self._partition_rows.values())
-
-    def forget(self, partition: int) -> None:
-        """The partition's files were removed."""
-        self._partition_rows.pop(partition, None)
-
-    # --- the thread's side --------------------------------------------------------------------------------------------
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._is_busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: bool(self._work) or self._is_stopping)
-                if not self._work:
-                    return
-                size, work = self._work.popleft()
-                self._is_busy = True
-            if self._error is None:
-                self._do(work)
-            self.cpu_seconds = time.thread_time()
-            with self._changed:
-                self.queued_bytes -= size
-
-    def _do(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - a thread that dies silently would leave its caller waiting for ever
-            self._error = SinkError(f"the lake's writing thread failed: {type(error).__name__}: {error}")
-            self._error.__cause__ = error
-            self._remove_temporary()
-
-    def add(self, file: _OpenFile, pages: Pages) -> None:
-        file.group.add(pages.rows, pages.out, pages.table, self._compressor)
-        self._encoder.release(pages)
-
-    def end_group(self, file: _OpenFile, values: list[pa.Array], is_local: list[int]) -> None:
-        def dictionary_page(row: int) -> DictionaryPage:
-            strings = values[row]
-            if is_local[row]:
-                return self._compressor.dictionary_page(strings)
-            key = (row, len(strings))
-            if key not in file.cached:
-                file.cached[key] = self._compressor.dictionary_page(strings)
-            return file.cached[key]
-
-        try:
-            self._temporary.add(file.parquet.path)
-            file.parquet.write(file.group, {place: (lambda row=row: dictionary_page(row)) for place, row in DICTIONARY_ROW.items()})  # type: ignore[misc]
-        except OSError as error:
-            self.fail(error, file.parquet.path)
-        file.group = RowGroup()
-
-    def finish(self, file: _OpenFile, target: Path, partition: int) -> None:
-        path = file.parquet.path
-        try:
-            file.parquet.finish()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-        except OSError as error:
-            self.fail(error, target)
-            return
-        self._temporary.discard(path)
-        self.bytes += file.parquet.bytes
-        self.files += 1
-        self._partition_rows[partition] = self._partition_rows.get(partition, 0) + file.parquet.rows
-
-    def drop(self, file: _OpenFile) -> None:
-        file.parquet.path.unlink(missing_ok=True)
-        self._temporary.discard(file.parquet.path)
-
-    def _remove_temporary(self) -> None:
-        while self._temporary:
-            with suppress(OSError):
-                self._temporary.pop().unlink(missing_ok=True)
-
-
-assert set(DICTIONARY_ROW.values()) == set(range(len(DICTIONARY_COLUMNS)))  # noqa: S101 - every coded column has a place

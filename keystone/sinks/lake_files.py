@@ -112,9 +112,7 @@ def _schema() -> bytes:
 
 _SCHEMA: Final = _schema()
 _ORDERS: Final = sequence(_STRUCT, [struct((1, _STRUCT, struct()))] * len(COLUMNS))
-_DESCRIBED: Final = sequence(
-    _STRUCT, [struct((1, _BINARY, binary(DESCRIPTIONS_KEY.encode())), (2, _BINARY, binary(DESCRIPTIONS.encode())))]
-)
+_DESCRIBED: Final = sequence(_STRUCT, [struct((1, _BINARY, binary(DESCRIPTIONS_KEY.encode())), (2, _BINARY, binary(DESCRIPTIONS.encode())))])
 
 
 @dataclass(slots=True)

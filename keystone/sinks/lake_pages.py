@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from keystone.events import DICTIONARY_COLUMNS, I32, I64, U8, EventBatch, StringColumn
+from keystone.events import DICTIONARY_COLUMNS, I32, I64, U8, EventBatch
 from keystone.kernels import lake as kernel
-from keystone.sinks.lake_stage import batch_text_bytes
+from keystone.kernels import lake_rows
+from keystone.sinks.lake_stage import batch_text_bytes, flat, texts
 
 #: A column with more codes than this gets, in each row group, a dictionary of the values used there. Fewer are written whole:
 #: 256 strings are ~3 kB a row group.
 WHOLE_DICTIONARY_MAX: Final = 256
 ARENAS_KEPT: Final = 16  # page buffers waiting to be used again
 ARENA_KEPT_BYTES_MAX: Final = 4 << 20
-
-Number = TypeVar("Number", bound=np.generic)
 
 
 class DictionaryValues(Protocol):
@@ -56,7 +54,7 @@ class GroupCodes:
             size, count = self.dictionaries.size(column), self._count[column]
             self._seen[column] = seen = _grown(self._seen.get(column), size, -1)
             self._order[column] = order = _grown(self._order.get(column), min(size, count + rows), 0)
-            self._count[column] = kernel.localise(codes, column * stride, rows, seen, order, count, local, column * local_stride)
+            self._count[column] = lake_rows.localise(codes, column * stride, rows, seen, order, count, local, column * local_stride)
 
     def saw(self, table: I64) -> None:
         """Note the highest code of each column's page."""
@@ -72,7 +70,7 @@ class GroupCodes:
                 order = self._order.get(column, np.zeros(0, np.int32))
                 strings = strings.take(pa.array(order[:count]))
                 if count:
-                    kernel.forget(self._seen[column], order, count)
+                    lake_rows.forget(self._seen[column], order, count)
             else:
                 strings = strings.slice(0, int(self._code_max[column]) + 1)
             found.append(strings)
@@ -114,16 +112,15 @@ class PageEncoder:
         """The pages of a whole batch (at least one row)."""
         rows = batch.rows
         self._make_room(rows)
-        ints, int_stride = _flat(batch.ints)
-        coded, code_stride = _flat(batch.codes)
+        ints, int_stride = flat(batch.ints)
+        coded, code_stride = flat(batch.codes)
         codes.localise(coded, code_stride, rows, self._local, self._rows)
         out = self._arena(kernel.page_bytes_max(rows, batch_text_bytes(batch)))
         table = np.zeros((kernel.COLUMNS, kernel.TABLE_WORDS), np.int64)
         size = kernel.encode_pages(
             rows, batch.partition, self._has_log_time, batch.ts, batch.offset, batch.append_ts_ms, batch.line, ints, int_stride,
             coded, code_stride, self._local, self._rows, codes.is_local, batch.fatal, batch.duplicate, batch.late,
-            _text(batch.device_id), _text(batch.session_id), _text(batch.user_id), _text(batch.extra),
-            kernel.CODE_PLACE, kernel.INT_PLACE, self._scratch, out, table,
+            *texts(batch), kernel.CODE_PLACE, kernel.INT_PLACE, self._scratch, out, table,
         )  # fmt: skip
         codes.saw(table)
         return Pages(rows, out, table, int(size))
@@ -145,17 +142,3 @@ class PageEncoder:
             self._rows = rows
             self._scratch = kernel.new_scratch(rows)
             self._local = np.zeros(len(DICTIONARY_COLUMNS) * rows, np.int32)
-
-
-def _text(column: StringColumn) -> kernel.Text:
-    return kernel.Text(column.offsets, column.data, column.valid)
-
-
-def _flat(columns: npt.NDArray[Number]) -> tuple[npt.NDArray[Number], int]:
-    """The rows of a two-dimensional array as one dimension, and how many items apart they lie. No copy.
-
-    A kernel that takes two dimensions is compiled once for each layout; this is always the same one.
-    """
-    count, size = columns.shape
-    stride = columns.strides[0] // columns.itemsize
-    return np.lib.stride_tricks.as_strided(columns, ((count - 1) * stride + size,), (columns.itemsize,)), stride

@@ -67,9 +67,7 @@ STATISTICS: Final = (NAMES.index("ts"), NAMES.index("offset"))
 _ARROW: Final = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "bool": pa.bool_()}
 
 #: The same for Arrow users; each field's metadata holds its ``description``.
-SCHEMA: Final = pa.schema(
-    [pa.field(c.name, _ARROW[c.type], nullable=c.is_optional, metadata={"description": c.description}) for c in COLUMNS]
-)
+SCHEMA: Final = pa.schema([pa.field(c.name, _ARROW[c.type], nullable=c.is_optional, metadata={"description": c.description}) for c in COLUMNS])
 #: Key-value metadata of every file: readers find the descriptions there, as one JSON object by column name.
 DESCRIPTIONS_KEY: Final = "keystone.columns"
 DESCRIPTIONS: Final = json.dumps({column.name: column.description for column in COLUMNS})

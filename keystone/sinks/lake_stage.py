@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from keystone.events import DICTIONARY_COLUMNS, I64, INT_COLUMNS, PADDING, EventBatch, StringColumn
+from keystone.kernels import lake as kernel
+from keystone.kernels import lake_rows
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 def text_bytes(column: StringColumn, rows: int) -> int:
@@ -19,26 +25,35 @@ def batch_text_bytes(batch: EventBatch) -> int:
     return sum(text_bytes(column, batch.rows) for column in (batch.device_id, batch.session_id, batch.user_id, batch.extra))
 
 
-def take(batch: EventBatch, index: I64) -> EventBatch:
-    """The rows ``index`` (ascending) of a batch, copied. Columns that the lake does not hold stay as they are."""
-    return replace(
-        batch, rows=index.size, kind=batch.kind[index], fatal=batch.fatal[index], ts=batch.ts[index],
-        ints=np.ascontiguousarray(batch.ints[:, index]), codes=np.ascontiguousarray(batch.codes[:, index]),
-        offset=batch.offset[index], line=batch.line[index], append_ts_ms=batch.append_ts_ms[index],
-        duplicate=batch.duplicate[index], late=batch.late[index], device_id=_take_strings(batch.device_id, index),
-        session_id=_take_strings(batch.session_id, index), user_id=_take_strings(batch.user_id, index), extra=_take_strings(batch.extra, index),
-    )  # fmt: skip
+def as_text(column: StringColumn) -> kernel.Text:
+    """The column as kernels take it."""
+    return kernel.Text(column.offsets, column.data, column.valid)
 
 
-def _take_strings(column: StringColumn, index: I64) -> StringColumn:
-    starts = column.offsets[index].astype(np.int64)
-    sizes = column.offsets[index + 1] - starts
-    ends = np.zeros(index.size + 1, np.int64)
-    np.cumsum(sizes, out=ends[1:])
-    source = np.repeat(starts - ends[:-1], sizes) + np.arange(ends[-1])
-    data = np.zeros(int(ends[-1]) + PADDING, np.uint8)
-    data[: ends[-1]] = column.data[source]
-    return StringColumn(ends.astype(np.int32), data, column.valid[index])
+def texts(batch: EventBatch) -> tuple[kernel.Text, kernel.Text, kernel.Text, kernel.Text]:
+    """The string columns as kernels take them."""
+    return as_text(batch.device_id), as_text(batch.session_id), as_text(batch.user_id), as_text(batch.extra)
+
+
+def flat(columns: npt.NDArray[Number]) -> tuple[npt.NDArray[Number], int]:
+    """The rows of a two-dimensional array as one dimension, and how many items apart they lie. No copy.
+
+    A kernel that takes two dimensions is compiled once for each layout; this is always the same one.
+    """
+    count, size = columns.shape
+    stride = columns.strides[0] // columns.itemsize
+    return np.lib.stride_tricks.as_strided(columns, ((count - 1) * stride + size,), (columns.itemsize,)), stride
+
+
+def _columns(batch: EventBatch) -> tuple[lake_rows.Columns, int, int]:
+    (ints, int_stride), (codes, code_stride) = flat(batch.ints), flat(batch.codes)
+    columns = lake_rows.Columns(ints, codes, batch.ts, batch.offset, batch.append_ts_ms, batch.line, batch.fatal, batch.duplicate, batch.late)
+    return columns, int_stride, code_stride
+
+
+def selected_text_bytes(batch: EventBatch, index: I64) -> int:
+    """Bytes of the strings of some rows."""
+    return int(lake_rows.text_size(index, index.size, *texts(batch)))
 
 
 class Stage:
@@ -61,6 +76,12 @@ class Stage:
         for name in ("device_id", "session_id", "user_id", "extra"):
             self.text_bytes += _append_strings(getattr(stage, name), at, getattr(batch, name), batch.rows)
         self.rows = end
+
+    def append_rows(self, batch: EventBatch, index: I64, size: int) -> None:
+        """Copy the rows ``index`` (ascending, int64) of ``batch``, whose strings have ``size`` bytes."""
+        stage = self._with_room(index.size, size)
+        self.text_bytes += lake_rows.gather_rows(index, index.size, *_columns(batch), *texts(batch), *_columns(stage), *texts(stage), self.rows)
+        self.rows += index.size
 
     def take_all(self) -> EventBatch:
         """Everything collected, in order; valid until the next ``append``. The stage is empty then."""

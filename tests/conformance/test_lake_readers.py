@@ -21,6 +21,10 @@ def with_polars(directory):
     return pl.scan_parquet(directory / "**" / "*.parquet", hive_partitioning=False).sort(ORDER).collect().to_arrow().cast(SCHEMA)
 
 
+def with_polars_directory(directory):
+    return pl.read_parquet(directory, hive_partitioning=False).sort(ORDER).to_arrow().cast(SCHEMA)
+
+
 def with_duckdb(directory):
     found = duckdb.sql(f"select * from read_parquet('{directory}/**/*.parquet', hive_partitioning = false) order by partition, \"offset\", line")
     return found.to_arrow_table().cast(SCHEMA)
@@ -66,7 +70,8 @@ def test_pages_of_one_value_and_of_none(tmp_path, reader):
     """Runs instead of packed bits, empty pages between full ones, compressed pages beside uncompressed ones."""
     rows = [row(offset=i) for i in range(3000)]
     rows += [row(offset=3000 + i, cdn="a", fatal=True, user_id="same" * 10, position_ms=7, extra="{}") for i in range(3000)]
-    rows += [row(offset=6000 + i, cdn=f"c{i % 200}", fatal=bool(i % 3), user_id=f"u{i}", position_ms=i * i, duplicate=True, late=i % 2 == 0) for i in range(3000)]
+    mixed = [{"cdn": f"c{i % 200}", "fatal": bool(i % 3), "user_id": f"u{i}", "position_ms": i * i, "late": i % 2 == 0} for i in range(3000)]
+    rows += [row(offset=6000 + i, duplicate=True, **fields) for i, fields in enumerate(mixed)]
     rows += [row(offset=9000 + i) for i in range(3000)]
     write(tmp_path, rows)
     assert reader(tmp_path).equals(expected(rows))
@@ -84,7 +89,7 @@ def test_extremes(tmp_path, reader):
     assert reader(tmp_path).equals(expected(rows))
 
 
-@pytest.mark.parametrize("reader", [with_polars, with_duckdb, with_pyarrow, lambda d: pl.read_parquet(d, hive_partitioning=False).sort(ORDER).to_arrow().cast(SCHEMA)])
+@pytest.mark.parametrize("reader", [with_polars, with_polars_directory, with_duckdb, with_pyarrow])
 def test_nothing_is_seen_of_a_file_being_written(tmp_path, reader):
     lake, dictionaries = tmp_path / "lake", ToyDictionaries()
     writer = LakeWriter(lake, LakeConfig(row_group_rows=1000))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -141,7 +142,7 @@ CHILD = """
 
 
 def test_a_killed_writer_leaves_whole_files_and_its_successor_begins_anew(lake):
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(lake)], stdout=subprocess.PIPE, cwd=os.getcwd()) as child:
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(lake)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as child:
         for line in child.stdout:
             if int(line) >= 7 and leftovers(lake):
                 break

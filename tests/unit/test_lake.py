@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
@@ -37,7 +39,7 @@ def write(directory, rows, cuts=(), *, config=None, dictionaries=None, junk=Fals
     writer = LakeWriter(directory, config or LakeConfig(), **options)
     dictionaries = dictionaries or ToyDictionaries()
     edges = sorted({0, len(rows), *(c for c in cuts if c < len(rows))})
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in pairwise(edges):
         writer.append(batch_of(rows[first:end], dictionaries, junk=junk), dictionaries)
         writer.end_step(0)
     return writer.close()
@@ -358,3 +360,22 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UsageError, match="choose another directory"):
         LakeWriter(tmp_path / "taken" / "lake", LakeConfig())
+
+
+@given(cuts=st.lists(st.integers(1, 2999), max_size=4), junk=st.booleans(), share=st.sampled_from([0.001, 0.3]))
+@settings(max_examples=20)
+def test_days_mixed_in_a_batch(tmp_path_factory, cuts, junk, share):
+    directory = tmp_path_factory.mktemp("lake")
+    source = random.Random(len(cuts))
+    rows = [dict(r, ts=r["ts"] + DAY_MS * source.choice([-1, 1])) if source.random() < share else r for r in MIXED_ROWS]
+    assert write(directory, rows, cuts, junk=junk) == len(rows)
+    assert read(directory) == rows
+    for path in files(directory):
+        held = pq.ParquetFile(path).read().to_pylist()
+        assert {f"event_date={day(r['ts'] - APPEND_MS)}" for r in held} == {path.parent.name}
+        offsets = [r["offset"] for r in held]
+        assert offsets == sorted(offsets)
+        assert path.name == f"p00000-{offsets[0]:020d}-{offsets[-1]:020d}.parquet"
+
+
+MIXED_ROWS = random_rows(3000, seed=77, titles=400)

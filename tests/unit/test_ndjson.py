@@ -121,9 +121,7 @@ def test_a_dead_letter(tmp_path):
     raw = bytes(range(256))
     file = DeadLetterFile(tmp_path / "dead_letters.ndjson", per_line=False)
     assert file.write([letter(raw, length=1_500_000)]) == 1
-    assert lines(file.path) == [
-        {"line": 2, "reason": "invalid_json", "length": 1_500_000, "raw": base64.b64encode(raw).decode(), "partition": 3, "offset": 7}
-    ]
+    assert lines(file.path) == [{"line": 2, "reason": "invalid_json", "length": 1_500_000, "raw": base64.b64encode(raw).decode(), "partition": 3, "offset": 7}]
     file.close()
 
 
