@@ -82,7 +82,8 @@ class Dictionaries:
 
     def text(self, column: int, code: int) -> str:
         """The string behind a code >= 0."""
-        return self.values(column)[code]
+        known = self._values[column]
+        return known[code] if code < len(known) else self.values(column)[code]
 
     def size(self, column: int) -> int:
         """Number of codes of the column."""
