@@ -15,9 +15,7 @@ KEY_SCHEMA = {"device_id": pl.String, "session_id": pl.String, "kind": pl.String
 
 def rows(numbers: list[int]) -> pl.DataFrame:
     """Alerts or truths named by numbers; every third has no seq."""
-    return pl.DataFrame(
-        [(f"d{n}", f"s{n}", "buffering_loop", 1_000 + n, None if n % 3 == 0 else n) for n in numbers], schema=KEY_SCHEMA, orient="row"
-    )
+    return pl.DataFrame([(f"d{n}", f"s{n}", "buffering_loop", 1_000 + n, None if n % 3 == 0 else n) for n in numbers], schema=KEY_SCHEMA, orient="row")
 
 
 def alerts_at(moments: list[tuple[int, float, float, float, float]]) -> pl.DataFrame:

@@ -57,9 +57,9 @@ def test_every_promised_key_is_there() -> None:
         "send_delay_ms", "truth", "ledger", "lag", "cpu_us_per_event", "memory", "machine", "versions", "config", "seed",
     }  # fmt: skip
     assert promised <= set(report)
-    assert QUANTILE_KEYS <= set(report["latency_ms"]["detect"])
-    assert QUANTILE_KEYS <= set(report["latency_ms"]["end_to_end"])
-    assert QUANTILE_KEYS <= set(report["send_delay_ms"])
+    assert set(report["latency_ms"]["detect"]) >= QUANTILE_KEYS
+    assert set(report["latency_ms"]["end_to_end"]) >= QUANTILE_KEYS
+    assert set(report["send_delay_ms"]) >= QUANTILE_KEYS
     assert {"expected", "alerted", "missed", "false", "duplicate"} <= set(report["truth"])
     assert {"sent", "received", "accepted", "applied", "duplicates", "dead_lettered", "lake_rows"} <= set(report["ledger"])
     assert {"slope_events_per_s", "max_events"} <= set(report["lag"])

@@ -67,6 +67,12 @@ def test_limits_themselves_pass(evidence: Evidence) -> None:
     assert judge(evidence).verdict == "pass"
 
 
+def test_a_generator_that_waits_for_room_in_a_full_log_is_not_the_limit() -> None:
+    result = judge(replace(GOOD, send_delay_p99_ms=5_000.0, log_full_ms=4_000.0))
+    assert result.verdict == "fail"
+    assert "log was full" in result.reasons[0]
+
+
 def test_a_wrong_answer_fails_even_where_the_generator_was_late_and_slowness_then_does_not() -> None:
     late = replace(GOOD, send_delay_p99_ms=5_000.0, end_to_end_max_ms=9_000.0)
     assert judge(late).verdict == "invalid"
@@ -74,9 +80,7 @@ def test_a_wrong_answer_fails_even_where_the_generator_was_late_and_slowness_the
     assert judge(replace(late, score=Score(5, 4, 1, 0, 0))).verdict == "fail"
 
 
-@given(
-    st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.floats(0, 300), st.floats(0, 6_000), st.integers(-2, 2), st.sampled_from([(), ("x",)])
-)
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.floats(0, 300), st.floats(0, 6_000), st.integers(-2, 2), st.sampled_from([(), ("x",)]))
 def test_reasons_and_verdict_agree(missed: int, false: int, doubled: int, delay: float, latency: float, skew: int, faults: tuple[str, ...]) -> None:
     e = replace(
         GOOD,
