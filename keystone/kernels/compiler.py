@@ -88,8 +88,10 @@ class Warmth:
         return f"{self.compiled} kernels compiled, {self.loaded} loaded in {self.seconds:.1f} s, cache {self.directory or 'off'}"
 
 
-def warm() -> Warmth:
-    """Make every kernel of the package ready in this process.
+def warm(*more: Callable[[], object]) -> Warmth:
+    """Make every kernel of the package ready in this process: each module's ``warm_up()``, then ``more``.
+
+    ``more`` is for kernels whose arguments only modules above can make (a small run of the simulator, say).
 
     Call it before starting processes that need kernels: they then load instead of compiling. Of several processes that
     call it cold, one compiles while the others wait. Raises what a module's ``warm_up`` raises.
@@ -101,6 +103,8 @@ def warm() -> Warmth:
             warm_up = getattr(importlib.import_module(f"{package}.{module.name}"), "warm_up", None)
             if warm_up is not None:
                 warm_up()
+        for step in more:
+            step()
         STORE.complete()
     directory = next((place for place in STORE.places if (place / "complete").is_file()), None)
     return Warmth(STORE.compiled - compiled, STORE.loaded - loaded, time.monotonic() - started, directory)

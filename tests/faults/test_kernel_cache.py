@@ -294,7 +294,9 @@ PROGRAM = """
 import json, sys
 from keystone.kernels import warm
 from keystone.kernels.tiny import run
-cost = warm()
+ran = []
+cost = warm(lambda: ran.append(run(2)))
+assert len(ran) == 1
 print(json.dumps({"answer": run(1), "compiled": cost.compiled, "loaded": cost.loaded, "directory": str(cost.directory), "said": str(cost)}))
 """
 
@@ -340,6 +342,7 @@ def installation(tmp_path):
     return Installation(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_changed_callee_or_constant_is_noticed(installation):
     assert installation.run()["answer"] == 2010
     installation.edit(step=5)
@@ -348,6 +351,7 @@ def test_a_changed_callee_or_constant_is_noticed(installation):
     assert installation.run()["answer"] == 6007
 
 
+@pytest.mark.slow
 def test_four_cold_starts_compile_once(installation):
     processes = [installation.start() for _ in range(4)]
     answers = [installation.answer(process) for process in processes]
