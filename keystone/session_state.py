@@ -25,6 +25,7 @@ SLOTS_MIN: Final = 1 << 13  # of the index; it doubles above 5/8 full: 1.75 slot
 SLOTS_MAX: Final = 1 << 30  # leaves 2 bits of key in a slot
 SIDES_MIN: Final = 1 << 10
 ARENA_MIN: Final = 1 << 16
+GROWTH: Final = 8  # of mappings: room costs nothing untouched, but each move splits their huge pages
 WASTE_MIN: Final = 1 << 20  # freed arena units (4 MB) below which compaction is not worth a pass
 SNAPSHOT_FORMAT: Final = 1
 DIMENSIONS: Final = len(DICTIONARY_COLUMNS) - FIRST_DIMENSION
@@ -133,7 +134,7 @@ class TableMemory:
                 f"{self.active:,} sessions are active in one partition, session.sessions_max is {self.sessions_max:,}: raise it, or take more partitions"
             )
         self._release()
-        self._rows_max = min(self._rows_max * 2, self.sessions_max + 2 * kernel.CHUNK)
+        self._rows_max = min(self._rows_max * GROWTH, self.sessions_max + 2 * kernel.CHUNK)
         self._rows.grow(self._rows_max * kernel.ROW_BYTES)
         if self._high_rows:
             self._high_rows = self._rows_max
@@ -152,7 +153,7 @@ class TableMemory:
         kernel.fill_index(self.table)
 
     def _grow_sides(self) -> None:
-        size = self.table.side.nbytes * 2
+        size = self.table.side.nbytes * GROWTH
         self._release()
         self._side.grow(size)
 
@@ -161,7 +162,7 @@ class TableMemory:
             self._compact_arena()
             return
         longest = int(self.state[[kernel.LONGEST_DEVICE, kernel.LONGEST_SESSION, kernel.LONGEST_USER]].sum())
-        size = 2 * self.table.arena.nbytes + 2 * kernel.CHUNK_OF_LONG * (longest + kernel.LONG_BYTES)
+        size = GROWTH * self.table.arena.nbytes + 2 * kernel.CHUNK_OF_LONG * (longest + kernel.LONG_BYTES)
         self._release()
         self._arena.grow(size)
 

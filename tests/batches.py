@@ -37,7 +37,7 @@ class ToyDictionaries:
     """Codes by first appearance; ``first`` shifts them, as another process's would be."""
 
     def __init__(self, first: int = 0) -> None:
-        self.values: list[list[str]] = [[f"unused {k}" for k in range(first)] for _ in DICTIONARY_COLUMNS]
+        self.values: list[list[str]] = [["unused"] * first for _ in DICTIONARY_COLUMNS]
         self.codes: list[dict[str, int]] = [{} for _ in DICTIONARY_COLUMNS]
 
     def text(self, column: int, code: int) -> str:

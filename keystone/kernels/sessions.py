@@ -8,7 +8,7 @@ the session closes. ``_load`` and ``_store`` are the only ones to know; between 
 **Index.** Open addressing over uint32: the row's number, and above it as many bits of its key as are free (8 at 16M
 slots), so that 99.6% of the wrong slots are passed without reading a row. Deletion shifts back: no tombstones.
 
-**Timers.** A session's deadline follows from its row. Each 16 rows keep a lower bound of their deadlines, each 4096 a
+**Timers.** A session's deadline follows from its row. Each 8 rows keep a lower bound of their deadlines, each 2048 a
 lower bound of those; events that move a deadline away leave the bounds alone, a sweep corrects them when it finds them
 early. An event that meets a row past its deadline fires it first, so results do not depend on when sweeps run.
 
@@ -64,7 +64,7 @@ STATE_WORDS = 32
 # why a kernel returned before its end
 DONE, ROOM_ROWS, ROOM_INDEX, ROOM_SIDES, ROOM_ARENA, ROOM_HIGH, ROOM_OUT, SWEEP = range(8)
 
-BLOCK_ROWS, BLOCK_SHIFT, SUPER_SHIFT = 16, 4, 8  # rows of a block; blocks of a superblock: 256
+BLOCK_ROWS, BLOCK_SHIFT, SUPER_SHIFT = 8, 3, 8  # rows of a block: 10 cache lines to look at when one is due; blocks of a superblock: 256
 SWEEP_GAP_MS = 1 << 30  # a touched time is kept modulo 2^32 ms: a sweep at least every 12 days keeps it unambiguous
 DURATION_LIMIT_MS = 1 << 30  # of timeout, grace and open stall, for the same reason
 

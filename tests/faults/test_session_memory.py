@@ -46,7 +46,8 @@ def batch_of(first: int, log_time: int) -> EventBatch:
     empty, none = np.zeros(ROWS, np.uint8), np.zeros(ROWS, np.int64)
     ints = np.full((len(INT_COLUMNS), ROWS), INT_NULL, np.int64)
     return EventBatch(
-        0, ROWS, KINDS[numbers % KINDS.size], np.zeros(ROWS, np.int8), numbers, ints, codes, column, column, column, column, keys * np.uint64(3), keys, none, none.astype(np.int32), np.full(ROWS, log_time), empty, empty.copy(),
+        0, ROWS, KINDS[numbers % KINDS.size], np.zeros(ROWS, np.int8), numbers, ints, codes, column, column, column, column,
+        keys, keys * np.uint64(3), keys, none, none.astype(np.int32), np.full(ROWS, log_time), empty, empty.copy(),
     )  # fmt: skip
 
 
