@@ -1,6 +1,6 @@
 """Decode alone: ours against one-thread polars, pyarrow and orjson, on several spellings of the same events.
 
-    python benchmarks/decode.py [FILE.ndjson] [--json benchmarks/results/decode.json]
+    python -m benchmarks.decode [FILE.ndjson] [--json benchmarks/results/decode.json]
 
 Without FILE, events of the simulator. One unit (u) is one-thread ``polars.read_ndjson`` on the same bytes in this run.
 """
@@ -63,9 +63,9 @@ def main() -> None:
     if args.file:
         lines = Path(args.file).read_bytes().split(b"\n")[:EVENTS]
     else:
-        from keystone.sim.write import sample_lines  # noqa: PLC0415 - only without a file
+        from keystone.sim.write import sample
 
-        lines = sample_lines(EVENTS)
+        lines = sample(EVENTS).splitlines()
     lines = [line for line in lines if line.strip()]
     pa.set_cpu_count(1)
     rows = []
@@ -73,11 +73,13 @@ def main() -> None:
         text = spelled(lines, spelling)
         seconds, accepted = ours(text)
         polars = cpu_seconds(lambda text=text: pl.read_ndjson(text))
-        arrow = cpu_seconds(lambda text=text: pj.read_json(pa.BufferReader(text), read_options=pj.ReadOptions(use_threads=False)))
+        options = pj.ReadOptions(use_threads=False)
+        arrow = cpu_seconds(lambda text=text, options=options: pj.read_json(pa.BufferReader(text), read_options=options))
         orj = cpu_seconds(lambda text=text: [orjson.loads(line) for line in text.splitlines()])
         n = len(lines)
-        rows.append({"spelling": spelling, "bytes/event": len(text) / n, "accepted": accepted, "M events/s": n / seconds / 1e6, "u": polars / seconds,
-                     "polars M/s (1 u)": n / polars / 1e6, "pyarrow M/s": n / arrow / 1e6, "orjson M/s": n / orj / 1e6, "ns/event": seconds / n * 1e9})  # fmt: skip
+        row = {"spelling": spelling, "bytes/event": len(text) / n, "accepted": accepted, "M events/s": n / seconds / 1e6, "u": polars / seconds}
+        rivals = {"polars M/s (1 u)": n / polars / 1e6, "pyarrow M/s": n / arrow / 1e6, "orjson M/s": n / orj / 1e6}
+        rows.append(row | rivals | {"ns/event": seconds / n * 1e9})
     report("decode", rows, args.json)
 
 

@@ -67,9 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="keystone-") as folder:
         file = Path(args.file) if args.file else Path(folder) / "events.ndjson"
         if not args.file:
-            from keystone.sim.write import write_events  # noqa: PLC0415 - only without a file
+            from keystone.sim.write import file_plan, write_events
 
-            write_events(file, events=args.events, seed=1)
+            with file.open("wb") as out:
+                write_events(out, file_plan(args.events, seed=1))
         measure(file, Path(folder), args.json)
 
 
@@ -80,24 +81,26 @@ def measure(file: Path, folder: Path, json_file: str | None) -> None:
     lines = sample.count(b"\n")
     frame = pl.read_ndjson(sample)
     unit = lines / cpu_seconds(lambda: pl.read_ndjson(sample))
-    both = lines / cpu_seconds(lambda: pl.read_ndjson(sample).write_parquet(folder / "rival.parquet", compression="zstd", compression_level=1, statistics=False))
-    write = frame.height / cpu_seconds(lambda: frame.write_parquet(folder / "rival.parquet", compression="zstd", compression_level=1, statistics=False))
+    rival = folder / "rival.parquet"
+    write = lines / cpu_seconds(lambda: frame.write_parquet(rival, compression="zstd", compression_level=1, statistics=False))
+    both = lines / cpu_seconds(lambda: pl.read_ndjson(sample).write_parquet(rival, compression="zstd", compression_level=1, statistics=False))
     replayed(file, folder / "first", has_lake=True)  # pages, dictionaries and branch history as in a long run
     wall, cpu, events = replayed(file, folder / "out", has_lake=True)
     _, without_lake, _ = replayed(file, folder / "no-lake", has_lake=False)
     decoding = decoded(file)
     files = list((folder / "out" / "lake").rglob("*.parquet"))
     rows = [
-        {"what": "decode", "M events/s": events / decoding / 1e6, "u": events / decoding / unit, "us/event": decoding / events * 1e6},
-        {"what": "decode + sessions + detection", "M events/s": events / without_lake / 1e6, "u": events / without_lake / unit, "us/event": without_lake / events * 1e6},
-        {"what": "decode to Parquet (CPU)", "M events/s": events / cpu / 1e6, "u": events / cpu / unit, "us/event": cpu / events * 1e6},
-        {"what": "decode to Parquet (wall, one core)", "M events/s": events / wall / 1e6, "u": events / wall / unit, "us/event": wall / events * 1e6},
-        {"what": "polars.read_ndjson", "M events/s": unit / 1e6, "u": 1.0, "us/event": 1e6 / unit},
-        {"what": "polars.write_parquet", "M events/s": write / 1e6, "u": write / unit, "us/event": 1e6 / write},
-        {"what": "polars read_ndjson + write_parquet", "M events/s": both / 1e6, "u": both / unit, "us/event": 1e6 / both},
+        ("decode", events / decoding),
+        ("decode + sessions + detection", events / without_lake),
+        ("decode to Parquet (CPU)", events / cpu),
+        ("decode to Parquet (wall, one core)", events / wall),
+        ("polars.read_ndjson", unit),
+        ("polars.write_parquet", write),
+        ("polars read_ndjson + write_parquet", both),
     ]
+    table = [{"what": what, "M events/s": rate / 1e6, "u": rate / unit, "us/event": 1e6 / rate} for what, rate in rows]
     size = sum(path.stat().st_size for path in files)
-    report("processor", rows, json_file, events=events, bytes_per_event=file.stat().st_size / events, lake_bytes_per_row=size / events, lake_files=len(files))
+    report("processor", table, json_file, events=events, bytes_per_event=file.stat().st_size / events, lake_bytes_per_row=size / events, lake_files=len(files))
 
 
 if __name__ == "__main__":

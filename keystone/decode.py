@@ -10,7 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from keystone.events import (
-    DEAD_LETTER_BYTES_MAX, DICTIONARY_COLUMNS, EVENT_NAMES, LINE_BYTES_MAX, PADDING, REASONS, U8, U64, DeadLetter, EventBatch, Records, StringColumn,
+    DEAD_LETTER_BYTES_MAX,
+    DICTIONARY_COLUMNS,
+    EVENT_NAMES,
+    LINE_BYTES_MAX,
+    PADDING,
+    REASONS,
+    U8,
+    U64,
+    DeadLetter,
+    EventBatch,
+    Records,
+    StringColumn,
 )  # fmt: skip
 from keystone.kernels import decode as kernel
 from keystone.kernels import words as word_kernel
@@ -60,8 +71,8 @@ class Dictionaries:
         slots = np.zeros(words.slots.size * 2, np.uint64)
         arena = np.empty(2 * words.arena.size + size, np.uint8)
         arena[: words.state[word_kernel.BYTES]] = words.arena[: words.state[word_kernel.BYTES]]
-        wider = [np.concatenate((a, np.zeros_like(a))) for a in (words.start, words.size, words.column, words.code)]
-        self.words = word_kernel.Words(slots, arena, *wider, words.codes_used, words.state, words.secrets)
+        start, sizes, column, code = (np.concatenate((a, np.zeros_like(a))) for a in (words.start, words.size, words.column, words.code))
+        self.words = word_kernel.Words(slots, arena, start, sizes, column, code, words.codes_used, words.state, words.secrets)
         word_kernel.rehash(words.slots, self.words)
 
     def _catch_up(self) -> None:
@@ -162,20 +173,20 @@ class Decoder:
                 text, records.starts, records.ends, records.offsets, records.append_ts_ms, int(per_line), self.rows_max, self.bytes_max,
                 self.columns, self._glue, self.dictionaries.words, self._scratch, self._dead, progress,
             )  # fmt: skip
-            yield self._decoded(records, per_line)
+            yield self._decoded(records, per_line=per_line)
             status = int(progress[kernel.P_STATUS])
             if status == kernel.STATUS_GROW:
                 self.dictionaries.grow()
             elif status == kernel.STATUS_DONE:
                 return
 
-    def _decoded(self, records: Records, per_line: bool) -> Decoded:
+    def _decoded(self, records: Records, *, per_line: bool) -> Decoded:
         progress = self._progress
         rows = int(progress[kernel.P_ROWS])
-        dead = [self._dead_letter(records, per_line, i) for i in range(int(progress[kernel.P_DEAD]))]
+        dead = [self._dead_letter(records, i, per_line=per_line) for i in range(int(progress[kernel.P_DEAD]))]
         return Decoded(batch_of(self.columns, records.partition, rows), dead, int(progress[kernel.P_RECEIVED]), int(progress[kernel.P_EMPTY]))
 
-    def _dead_letter(self, records: Records, per_line: bool, i: int) -> DeadLetter:
+    def _dead_letter(self, records: Records, i: int, *, per_line: bool) -> DeadLetter:
         record, line, start, size, reason = (int(x) for x in self._dead[:, i])
         raw = records.text[start : start + min(size, DEAD_LETTER_BYTES_MAX)].tobytes()
         offset = int(records.offsets[record])
@@ -192,9 +203,11 @@ class Decoder:
 def batch_of(columns: kernel.Columns, partition: int, rows: int) -> EventBatch:
     """The first ``rows`` rows as a batch; nothing is copied."""
     c = columns
-    strings = [StringColumn(c.ends[i, : rows + 1], data, c.valid[i, :rows]) for i, data in enumerate((c.device, c.session, c.user, c.extra))]
+    device, session, user, extra = (
+        StringColumn(c.ends[i, : rows + 1], data, c.valid[i, :rows]) for i, data in enumerate((c.device, c.session, c.user, c.extra))
+    )
     return EventBatch(
-        partition, rows, c.kind[:rows], c.fatal[:rows], c.ts[:rows], c.ints[:, :rows], c.codes[:, :rows], *strings,
+        partition, rows, c.kind[:rows], c.fatal[:rows], c.ts[:rows], c.ints[:, :rows], c.codes[:, :rows], device, session, user, extra,
         c.key_lo[:rows], c.key_hi[:rows], c.user_hash[:rows], c.offset[:rows], c.line[:rows], c.append_ts[:rows],
         c.valid[_DUPLICATE, :rows], c.valid[_LATE, :rows],
     )  # fmt: skip

@@ -13,14 +13,58 @@ from keystone.events import BOOL_NULL, CODE_NULL, DEPTH_MAX, DICTIONARY_COLUMNS,
 from keystone.kernels.columns import take_rows
 from keystone.kernels.compiler import callee, kernel, piece
 from keystone.kernels.glue import (
-    GLUE_BYTES, INFO, IS_STRING, KEY_AT, KEY_HI, KEY_LO, KEY_SIZE, MASK, MISS_COST, NODE_ENTRY, NODE_FIELD, NODE_START, SCORE_MAX, SIZE, SULK, TARGET, WAYS, find_or_add, follow, new_glue, promote,
+    GLUE_BYTES,
+    INFO,
+    IS_STRING,
+    KEY_AT,
+    KEY_HI,
+    KEY_LO,
+    KEY_SIZE,
+    MASK,
+    MISS_COST,
+    NODE_ENTRY,
+    NODE_FIELD,
+    NODE_START,
+    SCORE_MAX,
+    SIZE,
+    SULK,
+    TARGET,
+    WAYS,
+    find_or_add,
+    follow,
+    new_glue,
+    promote,
 )  # fmt: skip
 from keystone.kernels.json_text import (
-    ASCII_ZEROS, CLOSE_OBJECT, COLON, COMMA, INT_LIMIT, LF, LOW_32, MINUS, NINE, NUMBER_OK, OPEN_ARRAY, OPEN_OBJECT, POINT, QUOTE, WORD_NULL, WORD_TRUE, ZERO,
-    eight_digits, exact_integer, is_utf8, scan_literal, scan_number, scan_string, scan_value, skip_blanks, unescape,
+    ASCII_ZEROS,
+    CLOSE_OBJECT,
+    COLON,
+    COMMA,
+    INT_LIMIT,
+    LF,
+    LOW_32,
+    MINUS,
+    NINE,
+    NUMBER_OK,
+    OPEN_ARRAY,
+    OPEN_OBJECT,
+    POINT,
+    QUOTE,
+    WORD_NULL,
+    WORD_TRUE,
+    ZERO,
+    eight_digits,
+    exact_integer,
+    is_utf8,
+    scan_literal,
+    scan_number,
+    scan_string,
+    scan_value,
+    skip_blanks,
+    unescape,
 )  # fmt: skip
 from keystone.kernels.wide import copy_32, equal_32, item, load_u64, same_32, string_stops, trailing_zeros
-from keystone.kernels.words import FULL, LOW_BYTES, find, fold, hash_128, intern, intern_one, new_words, rehash
+from keystone.kernels.words import LOW_BYTES, find, fold, hash_128, intern, intern_one, new_words, rehash
 
 U = np.uint64
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -68,7 +67,8 @@ def replay_with_actors(spec: ReplaySpec, actors: int, is_stopped: Callable[[], b
                 supervisor.order("replay", "finish")
             statuses = [ward.status for ward in supervisor.wards if "lines" in ward.status]
             if statuses:
-                show(ReplayTotals(*(min(s[name] for s in statuses) if name != "alerts" else sum(s[name] for s in statuses) for name in ("lines", "bytes", "alerts"))))
+                least = {name: min(s[name] for s in statuses) for name in ("lines", "bytes")}
+                show(ReplayTotals(**least, alerts=sum(s["alerts"] for s in statuses)))
             time.sleep(POLL_EVERY_S)
         totals: list[ReplayTotals] = supervisor.results("replay")
         supervisor.stop()
@@ -82,7 +82,7 @@ def _join(shares: list[ReplaySpec], out: Path) -> None:
         for share in shares:
             joined.write(share.path("alerts.ndjson").read_bytes())
             share.path("alerts.ndjson").unlink()
-    os.replace(shares[0].path("dead_letters.ndjson"), out / "dead_letters.ndjson")
+    shares[0].path("dead_letters.ndjson").replace(out / "dead_letters.ndjson")
     files = [share.path("sessions.parquet") for share in shares]
     with pq.ParquetWriter(out / "sessions.parquet", pq.read_schema(files[0]), compression="zstd", compression_level=1) as writer:
         for file in files:

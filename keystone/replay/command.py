@@ -27,7 +27,9 @@ EXIT_PASS, EXIT_FAIL = 0, 1
 @click.option("--no-lake", is_flag=True, help="Write no Parquet of the events.")
 @click.option("--config", "config_file", type=click.Path(dir_okay=False), default=None, help="Read this keystone.toml.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, such as detection.loop_threshold=2. May be repeated.")
-def replay_command(files: tuple[str, ...], out: str, partitions: int | None, actors: int | None, *, no_lake: bool, config_file: str | None, settings: tuple[str, ...]) -> None:
+def replay_command(
+    files: tuple[str, ...], out: str, partitions: int | None, actors: int | None, *, no_lake: bool, config_file: str | None, settings: tuple[str, ...]
+) -> None:
     """Run FILES of events (NDJSON; plain, gzip, zstd, or - for standard input) through the engine, as fast as it goes.
 
     Writes alerts.ndjson, sessions.parquet, dead_letters.ndjson, lake/ and summary.json into the directory of --out.
@@ -88,10 +90,7 @@ def _run(spec: Any, actors: int | None, progress: Any, stop: Any) -> dict[str, A
         rate = totals.lines / seconds if seconds > 0 else 0.0
         progress.show(seconds, {"lines": f"{totals.lines:,}", "MB": f"{totals.bytes / 1e6:,.0f}", "events/s": f"{rate:,.0f}", "alerts": f"{totals.alerts:,}"})
 
-    if actors is None:
-        parts = [_alone(spec, stop, show)]
-    else:
-        parts = _together(spec, actors, stop, show)
+    parts = [_alone(spec, stop, show)] if actors is None else _together(spec, actors, stop, show)
     return _summary(spec, parts, time.monotonic() - started, interrupted=stop.is_asked(), warmth=str(warmth))
 
 
@@ -171,7 +170,8 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     ledger = summary["ledger"]
     dead = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary["dead_letters"].items()))
     click.echo(f"{ledger['accepted']:,} events accepted of {ledger['received']:,} lines in {summary['seconds']:.2f} s: {summary['events_per_s']:,} events/s")
-    click.echo(f"applied {ledger['applied']:,} + duplicates {ledger['duplicates']:,}; late {ledger['late']:,}; dead letters {ledger['dead_lettered']:,}{f' ({dead})' if dead else ''}")
+    buried = f"{ledger['dead_lettered']:,}{f' ({dead})' if dead else ''}"
+    click.echo(f"applied {ledger['applied']:,} + duplicates {ledger['duplicates']:,}; late {ledger['late']:,}; dead letters {buried}")
     click.echo(f"sessions {summary['sessions']:,}, alerts {summary['alerts']:,}, lake rows {ledger['lake_rows']:,}; results in {out}")
     for failure in summary["ledger_failures"]:
         click.echo(f"THE LEDGER DOES NOT BALANCE: {failure}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_corpus_is_large_enough() -> None:
 def test_corpus(order: int) -> None:
     """The whole corpus in one text, three times over: learned spelling from one line meets every other line."""
     lines = corpus.SMALL * 3
-    random.Random(order).shuffle(lines)  # noqa: S311
+    random.Random(order).shuffle(lines)
     assert_same(b"\n".join(lines), Decoder(rows_max=64, seed=order))
 
 
@@ -50,12 +51,22 @@ def test_each_line_alone_and_without_line_feed(line: bytes) -> None:
 DECODER = Decoder(seed=7)  # keeps what it learns over all tests, as a long run does
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=40), st.sampled_from(["Start", "startup", "d", ""])
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**60), 2**60),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=40),
+    st.sampled_from(["Start", "startup", "d", ""]),
 )
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=5)
 names = st.sampled_from(NAMES) | st.text(max_size=12) | st.sampled_from([n.upper() for n in NAMES])
 good = st.fixed_dictionaries(
-    {"event": st.sampled_from(["Start", "Heartbeat", "BUFFER", "stop", "Error", "Ad"]), "ts": st.integers(0, 2**53 - 1), "device_id": st.text(max_size=20), "session_id": st.text(max_size=40)}
+    {
+        "event": st.sampled_from(["Start", "Heartbeat", "BUFFER", "stop", "Error", "Ad"]),
+        "ts": st.integers(0, 2**53 - 1),
+        "device_id": st.text(max_size=20),
+        "session_id": st.text(max_size=40),
+    }
 )
 spacing = st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :\t"), (",\r", ":")])
 
@@ -85,8 +96,8 @@ def test_objects_decode_as_the_reference_does(batch: list[bytes]) -> None:
 @given(st.lists(st.tuples(lines(), st.integers(0, 400), st.binary(min_size=1, max_size=3)), min_size=1, max_size=5))
 def test_broken_objects_decode_as_the_reference_does(batch: list[tuple[bytes, int, bytes]]) -> None:
     broken = []
-    for line, at, junk in batch:
-        at = at % (len(line) + 1)
+    for line, where, junk in batch:
+        at = where % (len(line) + 1)
         broken += [line, line[:at] + junk + line[at + len(junk) :], line[:at] + junk + line[at:], line[:at] + line[at + 1 :]]
     assert_same(b"\n".join(broken), DECODER)
 
@@ -103,7 +114,7 @@ def test_batch_cuts_change_nothing(batch: list[bytes], rows_max: int, cuts: list
     whole = decode_lines(b"\n".join(batch), Decoder(seed=3))
     assert decode_lines(b"\n".join(batch), Decoder(seed=4, rows_max=rows_max)) == whole
     edges = sorted({0, len(batch), *(c % len(batch) for c in cuts)})
-    frames = [b"\n".join(batch[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    frames = [b"\n".join(batch[a:b]) for a, b in pairwise(edges)]
     decoder, found = Decoder(seed=5), {}
     for decoded in decoder.decode(Records.of([*frames, None])):
         for row in range(decoded.batch.rows):
