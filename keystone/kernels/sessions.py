@@ -22,9 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keystone.events import (
-    CODED_DIMENSIONS, INT_COLUMNS, INT_NULL, KIND_BUFFER, KIND_ERROR, KIND_FATAL, KIND_HEARTBEAT, KIND_START, KIND_STOP,
-)  # fmt: skip
+from keystone.events import CODED_DIMENSIONS, INT_COLUMNS, INT_NULL, KIND_BUFFER, KIND_ERROR, KIND_FATAL, KIND_HEARTBEAT, KIND_START, KIND_STOP
 from keystone.kernels.arena import NONE, UNIT, blob_bytes, class_of, get_string, put_null, put_string, rounded, skip_string
 from keystone.kernels.compiler import callee, kernel, piece
 from keystone.kernels.wide import item, prefetch, trailing_zeros
