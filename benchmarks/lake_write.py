@@ -2,7 +2,7 @@
 
     python benchmarks/lake_write.py [FILE.ndjson] [--json benchmarks/results/lake_write.json]
 
-Without FILE, events of the simulator, in frames of 200. Ours starts at the decoder's batches; "its batches alone" is what
+Without FILE, events of the simulator as a partition of eight sees them at 1M events/s from 5M devices, in frames of 200. Ours starts at the decoder's batches; "its batches alone" is what
 decoding them costs and is taken off. The rivals start at an Arrow table with the strings of low cardinality
 dictionary-coded already: what it costs to make that table from batches is not counted, which favours them. CPU time of
 the process, all threads, the best of 5 turns; row groups of 131,072 rows, zstd level 1.
@@ -93,9 +93,11 @@ def main() -> None:
     if chosen.file:
         lines = chosen.file.read_bytes().splitlines()[:EVENTS]
     else:
-        from keystone.sim.write import sample
+        from keystone.sim.plan import FleetPlan
+        from keystone.sim.write import lines as simulated
 
-        lines = sample(EVENTS, seed=1).splitlines()
+        plan = FleetPlan(seed=1, eps=125_000, seconds=EVENTS / 125_000, devices=625_000, partitions=1)
+        lines = b"".join(text.tobytes() for text in simulated(plan)).splitlines()
     records, decoder = in_frames(lines), Decoder(seed=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keystone.kernels.compiler import callee, kernel, piece
+from keystone.kernels.compiler import callee, kernel
+from keystone.kernels.lake_bits import BLOCK, put_boolean_values, put_deltas, put_flags, put_indices, put_varint
 from keystone.kernels.shared_memory import copy_bytes
-from keystone.kernels.wide import load_u64, store_u64
 
 U = np.uint64
 
@@ -31,17 +31,20 @@ CODE_PLACE = np.array([EVENT, PHASE, REASON, ERROR_CODE, *range(TITLE, BITRATE)]
 INT_PLACE = np.array([SEQ, *range(BITRATE, APPEND_TS)], np.int64)
 
 # What a row of ``table`` tells of a page: it is out[START:END]; levels and values are out[BODY:END], LEVELS bytes of
-# them levels; PRESENT values are not null; CODE_MAX the highest dictionary index used; MIN and MAX of ts and offset.
-START, BODY, END, LEVELS, PRESENT, CODE_MAX, MIN, MAX = 0, 1, 2, 3, 4, 5, 6, 7
-TABLE_WORDS = 8
+# them levels; PRESENT values are not null; CODE_MAX the highest dictionary index used; MIN and MAX of ts and offset;
+# ENCODING of the values.
+START, BODY, END, LEVELS, PRESENT, CODE_MAX, MIN, MAX, ENCODING = 0, 1, 2, 3, 4, 5, 6, 7, 8
+TABLE_WORDS = 9
+
+FEW_INTS = 1  # the row of EventBatch.ints with few different values: bitrate_kbps, rungs of a ladder
+KNOWN_MAX, KNOWN_SLOTS = 256, 1024  # of them a row group's dictionary holds; slots of its hash table
+KNOWN_COUNT, KNOWN_FULL = 0, 1
 
 PLAIN, RLE, DELTA_BINARY, DELTA_LENGTH, RLE_DICTIONARY = 0, 3, 5, 6, 8  # Parquet's numbers of the encodings
 DATA_PAGE_V2 = 3
 HEADER_MAX = 56  # bytes of a page header: seven varints of at most five bytes, and 16 bytes around them
-BLOCK, MINI = 128, 32  # deltas of a block and of a miniblock
 
-SPREAD = U(0x0101010101010101)
-GATHER = U(0x0102040810204080)
+
 INT_NULL = np.iinfo(np.int64).min
 
 
@@ -61,128 +64,13 @@ class Scratch(NamedTuple):
     deltas: np.ndarray
 
 
-@piece
-def put_varint(out, at, value):
-    while value >= U(128):
-        out[at] = np.uint8((value & U(127)) | U(128))
-        value >>= U(7)
-        at += 1
-    out[at] = np.uint8(value)
-    return at + 1
+class Known(NamedTuple):
+    """The values of a row group's column of few different integers, by index: ``values`` int64 (KNOWN_MAX,); ``slots`` int64
+    (KNOWN_SLOTS,), index plus one; ``state`` int64: KNOWN_COUNT values, KNOWN_FULL once there were more."""
 
-
-@piece
-def zigzag(value):
-    return U((value << 1) ^ (value >> 63))
-
-
-@piece
-def bits_of(value):
-    """Bits needed for the uint64 ``value``."""
-    width = 0
-    while value != U(0):
-        value >>= U(1)
-        width += 1
-    return width
-
-
-@callee
-def pack(values, first, groups, width, out, at):
-    """Bit-pack ``8 * groups`` values of ``width`` bits, lowest bit first. Writes up to 16 bytes more. New place."""
-    w = U(width)
-    if width == 0:
-        return at
-    if width <= 8:
-        for g in range(groups):
-            i = first + 8 * g
-            low = U(values[i]) | (U(values[i + 1]) << w) | (U(values[i + 2]) << (U(2) * w)) | (U(values[i + 3]) << (U(3) * w))
-            high = U(values[i + 4]) | (U(values[i + 5]) << w) | (U(values[i + 6]) << (U(2) * w)) | (U(values[i + 7]) << (U(3) * w))
-            store_u64(out, at, low | (high << (U(4) * w)))
-            at += width
-        return at
-    if width <= 16:
-        half = U(2) * w
-        rest = U(32) - half
-        for g in range(groups):
-            i = first + 8 * g
-            low = U(values[i]) | (U(values[i + 1]) << w) | (U(values[i + 2]) << (U(2) * w)) | (U(values[i + 3]) << (U(3) * w))
-            high = U(values[i + 4]) | (U(values[i + 5]) << w) | (U(values[i + 6]) << (U(2) * w)) | (U(values[i + 7]) << (U(3) * w))
-            store_u64(out, at, low | ((high << half) << half))  # two shifts: one by 64 would be undefined
-            store_u64(out, at + 8, (high >> rest) >> rest)
-            at += width
-        return at
-    held = U(0)
-    filled = 0
-    for i in range(first, first + 8 * groups):
-        value = U(values[i])
-        held |= value << U(filled)
-        filled += width
-        if filled >= 64:
-            store_u64(out, at, held)
-            at += 8
-            filled -= 64
-            held = value >> U(width - filled) if filled > 0 else U(0)
-    store_u64(out, at, held)
-    return at + filled // 8
-
-
-@callee
-def put_deltas(values, count, out, at, deltas):
-    """DELTA_BINARY_PACKED of ``values[:count]`` (int64; differences wrap, as the format says). New place."""
-    at = put_varint(out, at, U(BLOCK))
-    at = put_varint(out, at, U(BLOCK // MINI))
-    at = put_varint(out, at, U(count))
-    at = put_varint(out, at, zigzag(values[0]) if count > 0 else U(0))
-    for block in range(1, count, BLOCK):
-        size = min(BLOCK, count - block)
-        for i in range(size):
-            deltas[i] = values[block + i] - values[block + i - 1]
-        low = deltas[0]
-        for i in range(size):
-            low = min(low, deltas[i])
-        for i in range(size):
-            deltas[i] -= low
-        for i in range(size, BLOCK):
-            deltas[i] = 0
-        at = put_varint(out, at, zigzag(low))
-        widths = at
-        at += BLOCK // MINI
-        for mini in range(BLOCK // MINI):
-            every = np.int64(0)
-            for i in range(MINI):
-                every |= deltas[mini * MINI + i]
-            width = bits_of(U(every))
-            out[widths + mini] = width
-            if mini * MINI < size:
-                at = pack(deltas, mini * MINI, MINI // 8, width, out, at)
-    return at
-
-
-@piece
-def put_bits(flags, rows, out, at):
-    """One bit a row from bytes 0 and 1 (``flags`` has 8 spare bytes). New place."""
-    for i in range(0, rows - 7, 8):
-        out[at] = np.uint8(((load_u64(flags, i) & SPREAD) * GATHER) >> U(56))
-        at += 1
-    left = rows & 7
-    if left:
-        mask = (U(1) << U(8 * left)) - U(1)
-        out[at] = np.uint8(((load_u64(flags, rows - left) & mask & SPREAD) * GATHER) >> U(56))
-        at += 1
-    return at
-
-
-@piece
-def put_flags(flags, rows, ones, out, at):
-    """RLE/bit-packed hybrid of width 1 of ``flags`` (0 or 1), ``ones`` of which are 1. New place."""
-    if ones == 0 or ones == rows:  # noqa: PLR1714 - a tuple would be built for each call
-        if rows == 0:
-            return at
-        at = put_varint(out, at, U(rows) << U(1))
-        out[at] = 1 if ones else 0
-        return at + 1
-    at = put_varint(out, at, (U((rows + 7) // 8) << U(1)) | U(1))
-    return put_bits(flags, rows, out, at)
+    values: np.ndarray
+    slots: np.ndarray
+    state: np.ndarray
 
 
 @callee
@@ -211,7 +99,7 @@ def close_page(rows, present, levels, body, encoding, end, place, out, table):
     for i in range(size_head):  # moves right, never overlapping onto bytes still to be read when going backwards
         out[body - 1 - i] = out[head + size_head - 1 - i]
     table[place, START], table[place, BODY], table[place, END] = start, body, end
-    table[place, LEVELS], table[place, PRESENT] = levels, present
+    table[place, LEVELS], table[place, PRESENT], table[place, ENCODING] = levels, present, encoding
     return end
 
 
@@ -241,21 +129,8 @@ def put_codes(codes, first, rows, place, out, at, scratch, table):
             values[filled] = code
             filled += np.int64(valid[i])
             low = min(low, code if code >= 0 else np.int32(2147483647))
-    width = max(bits_of(U(max(high, np.int32(0)))), 1)
-    out[at] = width
-    at += 1
-    if present > 0 and low == high:
-        at = put_varint(out, at, U(present) << U(1))
-        for i in range((width + 7) // 8):
-            out[at] = np.uint8((U(high) >> U(8 * i)) & U(255))
-            at += 1
-    elif present > 0:
-        groups = (present + 7) // 8
-        for i in range(present, groups * 8):
-            values[i] = 0
-        at = put_varint(out, at, (U(groups) << U(1)) | U(1))
-        at = pack(values, 0, groups, width, out, at)
     table[place, CODE_MAX] = high
+    at = put_indices(values, present, np.int64(low), np.int64(high), out, at)
     return close_page(rows, present, levels, body, RLE_DICTIONARY, at, place, out, table)
 
 
@@ -281,6 +156,53 @@ def put_ints(ints, first, rows, place, out, at, scratch, table):
             filled += np.int64(valid[i])
     at = put_deltas(values, present, out, at, scratch.deltas)
     return close_page(rows, present, levels, body, DELTA_BINARY, at, place, out, table)
+
+
+@callee
+def index_values(values, count, known):
+    """Replace ``values[:count]`` by their indices in ``known``, which grows. False: too many; then ``values`` are spoilt."""
+    last, last_index = np.int64(INT_NULL), np.int64(0)
+    for i in range(count):
+        value = values[i]
+        if value != last:
+            slot = np.int64((U(value) * U(0x9E3779B97F4A7C15)) >> U(54))
+            while known.slots[slot] != 0 and known.values[known.slots[slot] - 1] != value:
+                slot = (slot + 1) & (KNOWN_SLOTS - 1)
+            if known.slots[slot] == 0:
+                if known.state[KNOWN_COUNT] == KNOWN_MAX:
+                    known.state[KNOWN_FULL] = 1
+                    return False
+                known.values[known.state[KNOWN_COUNT]] = value
+                known.state[KNOWN_COUNT] += 1
+                known.slots[slot] = known.state[KNOWN_COUNT]
+            last, last_index = value, known.slots[slot] - 1
+        values[i] = last_index
+    return True
+
+
+@callee
+def put_few_ints(ints, first, rows, place, known, out, at, scratch, table):
+    """As ``put_ints`` for a column of few different values: dictionary indices while the row group has at most KNOWN_MAX."""
+    if known.state[KNOWN_FULL]:
+        return put_ints(ints, first, rows, place, out, at, scratch, table)
+    values, valid = scratch.values, scratch.valid
+    present = 0
+    for i in range(rows):
+        is_valid = ints[first + i] != INT_NULL
+        valid[i] = 1 if is_valid else 0
+        values[present] = ints[first + i]
+        present += 1 if is_valid else 0
+    if not index_values(values, present, known):
+        return put_ints(ints, first, rows, place, out, at, scratch, table)
+    body = at + HEADER_MAX
+    at = put_flags(valid, rows, present, out, body)
+    levels = at - body
+    low, high = np.int64(KNOWN_MAX), np.int64(0)
+    for i in range(present):
+        low = min(low, values[i])
+        high = max(high, values[i])
+    at = put_indices(values, present, low, high, out, at)
+    return close_page(rows, present, levels, body, RLE_DICTIONARY, at, place, out, table)
 
 
 @callee
@@ -356,16 +278,6 @@ def put_booleans(flags, rows, place, out, at, scratch, table):
     return close_page(rows, present, levels, body, RLE, at, place, out, table)
 
 
-@piece
-def put_boolean_values(values, count, ones, out, at):
-    """RLE of booleans: the length of what follows in four bytes, then the hybrid."""
-    end = put_flags(values, count, ones, out, at + 4)
-    size = end - at - 4
-    for i in range(4):
-        out[at + i] = np.uint8((size >> (8 * i)) & 255)
-    return end
-
-
 @callee
 def put_marks(marks, rows, place, out, at, scratch, table):
     """The page of a required boolean column (uint8, 0 or 1)."""
@@ -382,7 +294,7 @@ def put_marks(marks, rows, place, out, at, scratch, table):
 @kernel
 def encode_pages(
     rows, partition, has_log_time, ts, offset, append_ts, line, ints, int_stride, codes, code_stride, local, local_stride, is_local,
-    fatal, duplicate, late, device, session, user, extra, code_place, int_place, scratch, out, table,
+    fatal, duplicate, late, device, session, user, extra, code_place, int_place, scratch, known, out, table,
 ):  # fmt: skip
     """Write the page of every column for ``rows`` (> 0) rows into ``out`` and describe them in ``table``; returns bytes used.
 
@@ -396,7 +308,10 @@ def encode_pages(
             at = put_codes(local, c * local_stride, rows, code_place[c], out, at, scratch, table)
         else:
             at = put_codes(codes, c * code_stride, rows, code_place[c], out, at, scratch, table)
+    at = put_few_ints(ints, FEW_INTS * int_stride, rows, BITRATE, known, out, at, scratch, table)
     for c in range(INT_COLUMNS):
+        if c == FEW_INTS:
+            continue
         at = put_ints(ints, c * int_stride, rows, int_place[c], out, at, scratch, table)
     at = put_required(ts, rows, TS, out, at, scratch, table)
     at = put_required(offset, rows, OFFSET, out, at, scratch, table)
@@ -447,6 +362,10 @@ def new_scratch(rows: int) -> Scratch:
     return Scratch(np.zeros(rows + 2 * BLOCK, np.int64), np.zeros(rows + 64, np.uint8), np.zeros(BLOCK, np.int64))
 
 
+def new_known() -> Known:
+    return Known(np.zeros(KNOWN_MAX, np.int64), np.zeros(KNOWN_SLOTS, np.int64), np.zeros(2, np.int64))
+
+
 def warm_up():
     """Compile or load every kernel."""
     rows = 1
@@ -456,6 +375,6 @@ def warm_up():
     local = np.zeros(CODE_COLUMNS * rows, np.int32)
     encode_pages(
         rows, 0, 1, i64[:1], i64[:1], i64[:1], i32[:1], i64, 1, i32, 1, local, 1, np.zeros(CODE_COLUMNS, np.uint8), u8[:1].view(np.int8),
-        u8[:1], u8[:1], text, text, text, text, CODE_PLACE, INT_PLACE, new_scratch(rows), out, table,
+        u8[:1], u8[:1], text, text, text, text, CODE_PLACE, INT_PLACE, new_scratch(rows), new_known(), out, table,
     )  # fmt: skip
     plain_strings(i32[:2], u8, 0, 1, out)

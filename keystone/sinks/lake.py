@@ -281,10 +281,9 @@ class LakeWriter:
     def _end_group(self, stream: _Stream) -> None:
         if not stream.group_rows:
             return
-        file, is_local = stream.file, stream.codes.is_local.tolist()
-        values = stream.codes.values()
+        file, values = stream.file, stream.codes.end()
         stream.group_rows = stream.group_bytes = 0
-        self._thread.put(0, lambda: self._thread.end_group(file, values, is_local))
+        self._thread.put(0, lambda: self._thread.end_group(file, values))
 
     def _close_file(self, stream: _Stream) -> None:
         self._end_page(stream)

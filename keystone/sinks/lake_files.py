@@ -20,7 +20,7 @@ import zstandard
 
 from keystone.events import I64, U8
 from keystone.kernels import lake as kernel
-from keystone.sinks.lake_schema import COLUMNS, DESCRIPTIONS, DESCRIPTIONS_KEY, DICTIONARY_ROW, STATISTICS
+from keystone.sinks.lake_schema import COLUMNS, DESCRIPTIONS, DESCRIPTIONS_KEY, STATISTICS
 
 MAGIC: Final = b"PAR1"
 ZSTD_LEVEL: Final = 1  # 3 costs a quarter more time for under 1% of size on this data
@@ -31,15 +31,7 @@ TRY_AGAIN_PAGES: Final = 64  # a column that did not pay is tried again after so
 
 _TYPE: Final = {"bool": 0, "int32": 1, "int64": 2, "string": 6}
 _ZSTD, _UTF8 = 6, 0
-_DATA_ENCODING: Final = {"bool": kernel.RLE, "int32": kernel.DELTA_BINARY, "int64": kernel.DELTA_BINARY, "string": kernel.DELTA_LENGTH}
 _I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12  # types of the compact protocol
-
-
-def _encodings() -> tuple[int, ...]:
-    return tuple(kernel.RLE_DICTIONARY if place in DICTIONARY_ROW else _DATA_ENCODING[c.type] for place, c in enumerate(COLUMNS))
-
-
-ENCODINGS: Final = _encodings()
 
 
 # --- Thrift, compact protocol ---------------------------------------------------------------------------------------
@@ -130,6 +122,7 @@ class _Chunk:
     pages: bytearray = field(default_factory=bytearray)
     raw_bytes: int = 0  # headers included, as the format counts
     present: int = 0
+    encodings: set[int] = field(default_factory=set)  # of its data pages
     low: int = 1 << 62
     high: int = -(1 << 62)
 
@@ -152,6 +145,13 @@ class Compressor:
             first = strings.offset
             out = np.empty(int(ends[first + count] - ends[first]) + 4 * count, np.uint8)
             raw = out[: kernel.plain_strings(ends, text, first, count, out)].tobytes()
+        return self._dictionary_page(raw, count)
+
+    def integer_dictionary_page(self, values: I64) -> DictionaryPage:
+        """The dictionary page of int64 values."""
+        return self._dictionary_page(values.tobytes(), values.size)
+
+    def _dictionary_page(self, raw: bytes, count: int) -> DictionaryPage:
         packed = self._zstd.compress(raw)
         header = dictionary_page_header(count, len(raw), len(packed))
         return DictionaryPage(header + packed, len(header) + len(raw))
@@ -170,7 +170,7 @@ class Compressor:
         if len(packed) > PAYS_BELOW * (end - values):
             self._skip[place] = TRY_AGAIN_PAGES
             return out[start:end], raw_bytes
-        header = data_page_header(rows, rows - present, ENCODINGS[place], levels, end - body, levels + len(packed))
+        header = data_page_header(rows, rows - present, about[kernel.ENCODING], levels, end - body, levels + len(packed))
         return b"".join((header, out[body:values], packed)), len(header) + end - body
 
 
@@ -189,6 +189,7 @@ class RowGroup:
             chunk.pages += page
             chunk.raw_bytes += raw_bytes
             chunk.present += about[kernel.PRESENT]
+            chunk.encodings.add(about[kernel.ENCODING])
         for place in STATISTICS:
             chunk = self.chunks[place]
             chunk.low = min(chunk.low, int(table[place, kernel.MIN]))
@@ -205,16 +206,16 @@ class ParquetFile:
         self.bytes = 0
         self._groups: list[bytes] = []
 
-    def write(self, group: RowGroup, dictionary_pages: dict[int, Callable[[], DictionaryPage]]) -> None:
-        """Append a row group. ``dictionary_pages`` by place of the column. Raises OSError."""
+    def write(self, group: RowGroup, dictionary_page: Callable[[int], DictionaryPage]) -> None:
+        """Append a row group. ``dictionary_page`` by place of the column. Raises OSError."""
         parts: list[bytes | bytearray] = [] if self.bytes else [MAGIC]
         at = self.bytes or len(MAGIC)
         first, raw_bytes = at, 0
         columns: list[bytes] = []
         for place, chunk in enumerate(group.chunks):
-            dictionary = dictionary_pages[place]() if place in DICTIONARY_ROW and chunk.present else None
             if not chunk.present:
                 _make_all_null(chunk, group.rows)
+            dictionary = dictionary_page(place) if kernel.RLE_DICTIONARY in chunk.encodings else None
             if dictionary is not None:
                 parts.append(dictionary.page)
                 chunk.raw_bytes += dictionary.raw_bytes
@@ -261,21 +262,18 @@ def _make_all_null(chunk: _Chunk, rows: int) -> None:
     header = struct(_i32(1, kernel.DATA_PAGE_V2), _i32(2, len(levels)), _i32(3, len(levels)), (8, _STRUCT, inner))
     chunk.pages = bytearray(header + levels)
     chunk.raw_bytes = len(chunk.pages)
+    chunk.encodings = {kernel.PLAIN}
 
 
 def _column_chunk(place: int, chunk: _Chunk, rows: int, at: int, size: int, dictionary_size: int) -> bytes:
     column = COLUMNS[place]
-    encodings = [ENCODINGS[place]] if chunk.present else [kernel.PLAIN]
-    if dictionary_size:
-        encodings.append(kernel.PLAIN)
-    if column.is_optional and kernel.RLE not in encodings:
-        encodings.append(kernel.RLE)
+    encodings = chunk.encodings | ({kernel.PLAIN} if dictionary_size else set()) | ({kernel.RLE} if column.is_optional else set())
     statistics = [_i64(3, rows - chunk.present)]
     if place in STATISTICS:
         low, high = (binary(value.to_bytes(8, "little", signed=True)) for value in (chunk.low, chunk.high))
         statistics += [(5, _BINARY, high), (6, _BINARY, low)]
     fields = [
-        _i32(1, _TYPE[column.type]), (2, _LIST, sequence(_I32, [integer(e) for e in encodings])),
+        _i32(1, _TYPE[column.type]), (2, _LIST, sequence(_I32, [integer(e) for e in sorted(encodings)])),
         (3, _LIST, sequence(_BINARY, [binary(column.name.encode())])), _i32(4, _ZSTD), _i64(5, rows), _i64(6, chunk.raw_bytes),
         _i64(7, size), _i64(9, at + dictionary_size),
     ]  # fmt: skip

@@ -30,6 +30,15 @@ class DictionaryValues(Protocol):
         """Number of codes of the column."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupValues:
+    """The dictionaries of a row group: ``strings`` by row of the codes, which of them ``is_local``, and the ``integers``."""
+
+    strings: list[pa.Array]
+    is_local: list[bool]
+    integers: I64
+
+
 class GroupCodes:
     """The dictionary codes of one row group: which are taken as they are, and which are renumbered in order of appearance."""
 
@@ -37,6 +46,7 @@ class GroupCodes:
         self.dictionaries = dictionaries
         columns = len(DICTIONARY_COLUMNS)
         self.is_local: U8 = np.zeros(columns, np.uint8)
+        self.known = kernel.new_known()
         self._code_max = np.full(columns, -1, np.int64)
         self._seen: dict[int, I32] = {}
         self._order: dict[int, I32] = {}
@@ -60,8 +70,17 @@ class GroupCodes:
         """Note the highest code of each column's page."""
         np.maximum(self._code_max, table[kernel.CODE_PLACE, kernel.CODE_MAX], out=self._code_max)
 
-    def values(self) -> list[pa.Array]:
-        """The strings of the row group, by column and by the code its pages use. Starts the next row group."""
+    def end(self) -> GroupValues:
+        """What the codes of the row group's pages stand for. Starts the next row group."""
+        strings = self._strings()
+        integers = self.known.values[: int(self.known.state[kernel.KNOWN_COUNT])].copy()
+        self.known = kernel.new_known()
+        is_local = self.is_local.astype(bool).tolist()
+        self._code_max[:] = -1
+        self._choose()
+        return GroupValues(strings, is_local, integers)
+
+    def _strings(self) -> list[pa.Array]:
         found = []
         for column in range(len(DICTIONARY_COLUMNS)):
             strings = self.dictionaries.arrow(column)
@@ -74,8 +93,6 @@ class GroupCodes:
             else:
                 strings = strings.slice(0, int(self._code_max[column]) + 1)
             found.append(strings)
-        self._code_max[:] = -1
-        self._choose()
         return found
 
 
@@ -120,7 +137,7 @@ class PageEncoder:
         size = kernel.encode_pages(
             rows, batch.partition, self._has_log_time, batch.ts, batch.offset, batch.append_ts_ms, batch.line, ints, int_stride,
             coded, code_stride, self._local, self._rows, codes.is_local, batch.fatal, batch.duplicate, batch.late,
-            *texts(batch), kernel.CODE_PLACE, kernel.INT_PLACE, self._scratch, out, table,
+            *texts(batch), kernel.CODE_PLACE, kernel.INT_PLACE, self._scratch, codes.known, out, table,
         )  # fmt: skip
         codes.saw(table)
         return Pages(rows, out, table, int(size))

@@ -10,11 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-
 from keystone.errors import SinkError
 from keystone.sinks.lake_files import Compressor, DictionaryPage, ParquetFile, RowGroup
-from keystone.sinks.lake_pages import PageEncoder, Pages
+from keystone.sinks.lake_pages import GroupValues, PageEncoder, Pages
 from keystone.sinks.lake_schema import DICTIONARY_ROW
 
 
@@ -130,10 +128,13 @@ class WritingThread:
         file.group.add(pages.rows, pages.out, pages.table, self._compressor)
         self._encoder.release(pages)
 
-    def end_group(self, file: OpenFile, values: list[pa.Array], is_local: list[int]) -> None:
-        def dictionary_page(row: int) -> DictionaryPage:
-            strings = values[row]
-            if is_local[row]:
+    def end_group(self, file: OpenFile, values: GroupValues) -> None:
+        def dictionary_page(place: int) -> DictionaryPage:
+            row = DICTIONARY_ROW.get(place)
+            if row is None:
+                return self._compressor.integer_dictionary_page(values.integers)
+            strings = values.strings[row]
+            if values.is_local[row]:
                 return self._compressor.dictionary_page(strings)
             key = (row, len(strings))
             if key not in file.cached:
@@ -142,7 +143,7 @@ class WritingThread:
 
         try:
             self._temporary.add(file.parquet.path)
-            file.parquet.write(file.group, {place: (lambda row=row: dictionary_page(row)) for place, row in DICTIONARY_ROW.items()})  # type: ignore[misc]
+            file.parquet.write(file.group, dictionary_page)
         except OSError as error:
             self.fail(error, file.parquet.path)
         file.group = RowGroup()

@@ -78,6 +78,16 @@ def test_pages_of_one_value_and_of_none(tmp_path, reader):
 
 
 @READERS
+def test_encodings_that_change_within_a_row_group(tmp_path, reader):
+    """A dictionary that overflows, and runs among packed bits."""
+    rows = [row(offset=i, bitrate_kbps=i % 5 if i < 4000 else i, reason="user" if i % 300 == 0 else None, late=i % 99 < 2) for i in range(9000)]
+    write(tmp_path, rows, size=2250)
+    (path,) = tmp_path.glob("*/*.parquet")
+    assert {"RLE_DICTIONARY", "DELTA_BINARY_PACKED", "PLAIN"} <= set(pq.ParquetFile(path).metadata.row_group(0).column(19).encodings)
+    assert reader(tmp_path).equals(expected(rows))
+
+
+@READERS
 def test_extremes(tmp_path, reader):
     numbers = [-(2**63) + 1, 2**63 - 1, 0, -1, 1, 2**53, -(2**53), 2**62] * 40
     texts = ["", "\0", "\u2028", "𝄞" * 50, "x" * 70_000, '"\\', None, "ü"] * 40

@@ -128,6 +128,31 @@ def test_a_dictionary_that_grows_within_a_row_group(tmp_path):
     assert read(tmp_path) == rows
 
 
+@pytest.mark.parametrize("spread", [1, 255, 256, 257, 5000])
+def test_a_column_of_few_integers_that_become_many(tmp_path, spread):
+    rows = [row(offset=i, bitrate_kbps=None if i % 11 == 0 else (i % 3) - 1 if i < 5000 else (i * i) % spread - 2**53) for i in range(10_000)]
+    write(tmp_path, rows, range(0, 10_000, 2500), config=LakeConfig(row_group_rows=7500))
+    assert read(tmp_path) == rows
+
+
+@pytest.mark.parametrize("every", [2, 9, 47, 48, 49, 500, 4000])
+@pytest.mark.parametrize("is_rare", [True, False])
+def test_values_or_nulls_that_are_rare(tmp_path, every, is_rare):
+    rows = [row(offset=i, reason="user" if (i % every < 2) == is_rare else None, late=(i // 7) % every == 0) for i in range(4093)]
+    write(tmp_path, rows)
+    assert read(tmp_path) == rows
+
+
+@given(gaps=st.lists(st.integers(1, 200), min_size=1, max_size=40), first=st.booleans())
+@settings(max_examples=50)
+def test_runs_of_nulls_and_values(tmp_path_factory, gaps, first):
+    directory = tmp_path_factory.mktemp("lake")
+    present = [(i % 2 == 0) == first for i, gap in enumerate(gaps) for _ in range(gap)]
+    rows = [row(offset=i, cdn="c" if there else None, fatal=there or None, seq=i if there else None, late=there) for i, there in enumerate(present)]
+    write(directory, rows)
+    assert read(directory) == rows
+
+
 def test_dictionaries_may_be_replaced(tmp_path):
     writer = LakeWriter(tmp_path, LakeConfig())
     rows = [row(offset=i, cdn=f"cdn-{i % 7}", title_id=f"t-{i % 900}") for i in range(9000)]
