@@ -2,8 +2,8 @@
 
     python benchmarks/lake_write.py [FILE.ndjson] [--json benchmarks/results/lake_write.json]
 
-Without FILE, events of the simulator as a partition of eight sees them at 1M events/s from 5M devices, in frames of 200. Ours starts at the decoder's batches; "its batches alone" is what
-decoding them costs and is taken off. The rivals start at an Arrow table with the strings of low cardinality
+Without FILE, events of the simulator, as a partition of eight sees them at 1M events/s from 5M devices, in frames of 200.
+Ours starts at the decoder's batches; what decoding costs is measured and taken off. The rivals start at an Arrow table with the strings of low cardinality
 dictionary-coded already: what it costs to make that table from batches is not counted, which favours them. CPU time of
 the process, all threads, the best of 5 turns; row groups of 131,072 rows, zstd level 1.
 """

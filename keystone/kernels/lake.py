@@ -1,7 +1,8 @@
 """Columns of an event batch to Parquet data pages: one call makes the page of every column.
 
-Why not a library: a row of 32 columns costs pyarrow, tuned, 0.28 us and a copy; this 0.08 us without one, because nulls are already
-marked in the columns, strings are coded already, and the batch is still in the processor's cache.
+Why not a library: writing a row costs pyarrow, tuned, and Polars 1.6 times as much (benchmarks/results/lake_write.json), without
+the copy from batches that they would need. Here nulls are marked in the columns already, strings are coded already, and the
+batch is still in the processor's cache.
 
 A page is a ``DataPageHeaderV2`` header, definition levels (optional columns; RLE/bit-packed hybrid of width 1) and values:
 dictionary indices (hybrid), integers (DELTA_BINARY_PACKED), strings (DELTA_LENGTH_BYTE_ARRAY), booleans (RLE). Pages leave
