@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 UNIT_EVENTS = 200_000  # ~50 MB: beyond the caches, 0.3 s a reading
 READINGS = 5
+SAMPLE_S = 20  # of schedule: the mix of kinds is that of a run, not of its first second
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def sample_lines(events_min: int, seed: int = 1) -> tuple[bytes, int]:
     from keystone.sim.fleet import PartitionFleet
     from keystone.sim.plan import FleetPlan
 
-    fleet = PartitionFleet(FleetPlan(eps=events_min / 2, seconds=2, devices=events_min * 2, seed=seed, partitions=1), 0)
+    fleet = PartitionFleet(FleetPlan(eps=events_min / SAMPLE_S, seconds=SAMPLE_S, devices=events_min // 4, seed=seed, partitions=1), 0)
     texts = []
     while (frames := fleet.tick()) is not None:
         texts.append(frames.lines.tobytes())

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from keystone import __version__
 from keystone.bench.__main__ import bench_command
-from keystone.bench.command import _check_out, _clear
+from keystone.bench.command import _check_out, _clear, _search
 from keystone.bench.driver import shares
 from keystone.bench.machine import Machine
-from keystone.bench.plan import SEGMENTS, Options, check_room, log_home, resolve
+from keystone.bench.plan import SEARCH_PROBE_S, SEGMENTS, BenchPlan, Options, check_room, log_home, resolve
+from keystone.bench.report import Measured, build_report
+from keystone.bench.screen import Progress
+from keystone.bench.stopping import StopSignal
 from keystone.cli import cli
 from keystone.errors import UsageError
 
@@ -132,3 +135,35 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+class FakeDriver:
+    """Runs that pass up to a capacity, and up to another in runs of full length."""
+
+    def __init__(self, capacity: float, confirmed: float) -> None:
+        self.capacity, self.confirmed = capacity, confirmed
+        self.runs: list[tuple[float, int]] = []
+        self.progress, self.stop = Progress(), StopSignal()
+
+    def run(self, plan: BenchPlan, out: Path) -> Measured:
+        assert not (out / "report.json").exists()
+        out.mkdir(exist_ok=True)
+        (out / "report.json").write_text("{}")
+        self.runs.append((plan.eps, plan.seconds))
+        measured = Measured(plan, seconds=plan.seconds, events_on_time=round(plan.eps * plan.seconds))
+        if plan.eps > (self.confirmed if plan.seconds == 30 else self.capacity):
+            measured.faults.append("too fast")
+        return measured
+
+
+@pytest.mark.parametrize(("confirmed", "verdict"), [(1e9, "pass"), (900_000.0, "pass"), (0.0, "fail")])
+def test_a_search_ends_with_a_run_of_full_length(tmp_path: Path, confirmed: float, verdict: str) -> None:
+    driver = FakeDriver(1_000_000.0, confirmed)
+    plan = resolve(Options(eps=400_000.0), SMALL)
+    measured, probes = _search(driver, plan, tmp_path / "out")  # type: ignore[arg-type]
+    assert driver.runs[-1][1] == 30
+    assert all(seconds == SEARCH_PROBE_S for _, seconds in driver.runs[:4])
+    assert measured.plan.eps == driver.runs[-1][0] <= 1_000_000
+    assert build_report(measured)["verdict"] == verdict
+    assert [p["eps"] for p in probes] == [eps for eps, _ in driver.runs]
+    assert sum(seconds == 30 for _, seconds in driver.runs) <= 3
