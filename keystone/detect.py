@@ -9,7 +9,7 @@ import hashlib
 from bisect import bisect_left
 from typing import Final
 
-from keystone.events import ALERT_LOOP, ALERT_OPEN_STALL, CODED_DIMENSIONS, FIRST_DIMENSION, I32, I64, INT_NULL, Alert
+from keystone.events import ALERT_LOOP, ALERT_OPEN_STALL, DIMENSIONS, FIRST_DIMENSION, I32, I64, INT_NULL, Alert
 from keystone.kernels import sessions as kernel
 from keystone.session_state import DictionaryStore
 
@@ -38,8 +38,7 @@ def alerts_of(
     ``numbers`` (alerts, ALERT_WORDS), ``codes`` (alerts, coded dimensions), ``names`` device, session and user of each.
     """
     return [
-        _alert(row, row_codes, name, ladder_kbps, dictionaries, partition)
-        for row, row_codes, name in zip(numbers.tolist(), codes.tolist(), names, strict=True)
+        _alert(row, row_codes, name, ladder_kbps, dictionaries, partition) for row, row_codes, name in zip(numbers.tolist(), codes.tolist(), names, strict=True)
     ]
 
 
@@ -50,9 +49,8 @@ def _alert(
     kind = KINDS[row[kernel.A_KIND]]
     seq, bitrate = row[kernel.A_SEQ], row[kernel.A_BITRATE]
     bitrate_kbps = None if bitrate == INT_NULL else bitrate
-    dimensions = {"user_id": user_id}
-    for column, (name, code) in enumerate(zip(CODED_DIMENSIONS, codes, strict=True), FIRST_DIMENSION):
-        dimensions[name] = None if code < 0 else dictionaries.text(column, code)
+    text = dictionaries.text
+    words = [None if code < 0 else text(column, code) for column, code in enumerate(codes, FIRST_DIMENSION)]
     return Alert(
         alert_id=alert_id(device_id, session_id, row[kernel.A_START_TS], row[kernel.A_ORDINAL], kind),
         kind=kind,
@@ -63,7 +61,7 @@ def _alert(
         buffers_in_run=row[kernel.A_RUN],
         bitrate_kbps=bitrate_kbps,
         recommended_bitrate_kbps=recommended_bitrate_kbps(ladder_kbps, bitrate_kbps),
-        dimensions=dimensions,
+        dimensions=dict(zip(DIMENSIONS, (user_id, *words), strict=True)),
         append_ts_ms=row[kernel.A_APPEND_TS],
         partition=partition,
     )

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from keystone.events import CODED_DIMENSIONS, DIMENSIONS, END_REASONS, FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, U8
+from keystone.events import CODED_DIMENSIONS, END_REASONS, FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, U8
 from keystone.kernels import sessions as kernel
 from keystone.session_state import DictionaryStore
 
 _COUNTS: Final = ("events", "buffers", "errors", "duplicates", "late", "alerts")
+_WORDS: Final = pa.dictionary(pa.int32(), pa.string())  # few values, many rows; a Parquet file holds plain strings
+_DENSE: Final = 1024  # codes that are looked up whether they occur or not: cheaper than finding out
 #: The columns of a session record, in order. Null where there is none: ``startup_ms``, ``mean_bitrate_kbps``, dimensions.
 SESSION_SCHEMA: Final = pa.schema(
     [
@@ -23,8 +25,9 @@ SESSION_SCHEMA: Final = pa.schema(
         pa.field("startup_ms", pa.int64()),
         *(pa.field(name, pa.int64(), nullable=False) for name in ("stall_ms", *_COUNTS)),
         pa.field("mean_bitrate_kbps", pa.float64()),
-        *(pa.field(name, pa.string(), nullable=False) for name in ("end_reason", "outcome")),
-        *(pa.field(name, pa.string()) for name in DIMENSIONS),
+        *(pa.field(name, _WORDS, nullable=False) for name in ("end_reason", "outcome")),
+        pa.field("user_id", pa.string()),
+        *(pa.field(name, _WORDS) for name in CODED_DIMENSIONS),
     ]
 )
 _EXACT: Final = 1 << 53  # sums up to here are whole as float64
@@ -66,10 +69,9 @@ class Names:
     def column(self, k: int) -> pa.Array:
         ends = self.ends[:, k]
         is_null = ends < 0
-        offsets = np.zeros(ends.size + 1, np.int64)
+        offsets = np.zeros(ends.size + 1, np.int32)  # one kernel call's strings: far below 2 GB
         offsets[1:] = np.where(is_null, -ends - 1, ends)
-        large = pa.LargeStringArray.from_buffers(ends.size, pa.py_buffer(offsets), pa.py_buffer(self.text[k]), _validity(~is_null))
-        return large.cast(pa.string())
+        return pa.StringArray.from_buffers(ends.size, pa.py_buffer(offsets), pa.py_buffer(self.text[k]), _validity(~is_null))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,8 @@ class SessionRecords:
         return pa.Table.from_arrays([ids[0], ids[1], *_columns(numbers), ids[2], *coded], schema=SESSION_SCHEMA)
 
 
-def _joined(arrays: Iterable[pa.Array]) -> pa.Array:
-    parts = list(arrays)
-    return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+def _joined(arrays: Iterable[pa.Array]) -> pa.ChunkedArray:
+    return pa.chunked_array(arrays, pa.string())  # not copied into one, which could not hold over 2 GB
 
 
 def _columns(numbers: I64) -> list[pa.Array]:
@@ -154,14 +155,19 @@ def _mean(sums: I64, counts: I64) -> pa.Array:
 
 
 def _named(numbers: I64, names: tuple[str, ...]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), pa.array(names)).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), pa.array(names))
 
 
 def _texts(codes: I32, column: int, dictionaries: DictionaryStore) -> pa.Array:
-    """Strings of dictionary codes, -1 = null."""
-    distinct, places = np.unique(codes, return_inverse=True)
-    values = [None if code < 0 else dictionaries.text(column, code) for code in distinct.tolist()]
-    return pa.array(values, pa.string()).take(pa.array(places.astype(np.int32)))
+    """Dictionary codes, -1 = null, with the strings behind those that occur."""
+    highest = int(codes.max(initial=-1))
+    if highest < max(codes.size, _DENSE):
+        used, places = range(highest + 1), codes
+    else:
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        used, places = distinct.tolist(), np.where(codes < 0, -1, inverse).astype(np.int32)
+    values = pa.array([None if code < 0 else dictionaries.text(column, code) for code in used], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(places, pa.int32(), mask=places < 0), values)
 
 
 def _validity(is_valid: npt.NDArray[np.bool_]) -> pa.Buffer | None:

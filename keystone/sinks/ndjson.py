@@ -15,15 +15,25 @@ from keystone.events import DEAD_LETTER_BYTES_MAX, DIMENSIONS, Alert, DeadLetter
 
 BATCH_BYTES_MAX: Final = 8 << 20  # lines are written before more than this, and one line, are held
 TAIL_BYTES: Final = 64 << 10  # read at once, from the end, when looking for the last whole line
-ALERT_FIELDS: Final = (
-    "alert_id", "kind", "action", "device_id", "session_id", "event_ts", "seq", "buffers_in_run", "bitrate_kbps", "recommended_bitrate_kbps",
-)  # fmt: skip
+_NO_DIMENSIONS: Final[dict[str, str | None]] = dict.fromkeys(DIMENSIONS)
 
 
 def alert_line(alert: Alert) -> bytes:
     """One line, with its line feed. Strings that are no Unicode text are not expected: the decoder refuses them."""
-    fields: dict[str, Any] = {name: getattr(alert, name) for name in ALERT_FIELDS}
-    fields.update((name, alert.dimensions.get(name)) for name in DIMENSIONS)
+    fields: dict[str, Any] = {
+        "alert_id": alert.alert_id,
+        "kind": alert.kind,
+        "action": alert.action,
+        "device_id": alert.device_id,
+        "session_id": alert.session_id,
+        "event_ts": alert.event_ts,
+        "seq": alert.seq,
+        "buffers_in_run": alert.buffers_in_run,
+        "bitrate_kbps": alert.bitrate_kbps,
+        "recommended_bitrate_kbps": alert.recommended_bitrate_kbps,
+        **_NO_DIMENSIONS,
+        **alert.dimensions,
+    }
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
