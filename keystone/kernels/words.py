@@ -1,7 +1,7 @@
 """Dictionary coding: strings to dense codes, one code space a column, exact (the bytes are compared, not the hash).
 
 One open-addressed table serves all columns. A slot is four uint64: two words of content, ``size | column << 32``, and
-the entry number plus one (0 = free). Strings of up to 16 bytes lie in the slot itself; longer ones leave their
+the entry number plus one (0 = free) below the code. Strings of up to 16 bytes lie in the slot itself; longer ones leave their
 128-bit hash there and are compared in the arena.
 """
 
@@ -17,6 +17,7 @@ from keystone.kernels.wide import item, load_u64, multiply_high
 U = np.uint64
 FULL = -2  # intern: no room; the caller grows the table and asks again
 SLOT_WORDS = 4
+LOW_32 = U(0xFFFFFFFF)
 SLOTS_MIN = 1 << 12  # to start with: 128 KB, half a second-level cache's share
 ARENA_BYTES_MIN = 1 << 20
 COUNT, BYTES = 0, 1  # places in Words.state
@@ -84,7 +85,7 @@ def find(text, start, size, column, words):
     slot = slot_of(first, second, tag, words)
     while item(words.slots, slot + 3) != U(0):
         if item(words.slots, slot) == first and item(words.slots, slot + 1) == second and item(words.slots, slot + 2) == tag:
-            return item(words.code, np.int64(item(words.slots, slot + 3)) - 1)
+            return np.int64(item(words.slots, slot + 3) >> U(32))
         slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
     return np.int64(-1)
 
@@ -110,9 +111,9 @@ def intern(text, start, size, column, words):
     slot = slot_of(first, second, tag, words)
     while item(words.slots, slot + 3) != U(0):
         if item(words.slots, slot) == first and item(words.slots, slot + 1) == second and item(words.slots, slot + 2) == tag:
-            entry = np.int64(item(words.slots, slot + 3)) - 1
+            entry = np.int64(item(words.slots, slot + 3) & LOW_32) - 1
             if size <= 16 or is_same(text, start, size, words.arena, item(words.start, entry)):
-                return item(words.code, entry)
+                return np.int64(item(words.slots, slot + 3) >> U(32))
         slot = (slot + SLOT_WORDS) & (words.slots.size - 1)
     return add(text, start, size, column, first, second, tag, slot, words)
 
@@ -149,7 +150,7 @@ def add(text, start, size, column, first, second, tag, slot, words):
     words.slots[slot] = first
     words.slots[slot + 1] = second
     words.slots[slot + 2] = tag
-    words.slots[slot + 3] = U(entry + 1)
+    words.slots[slot + 3] = U(entry + 1) | (U(code) << U(32))
     return code
 
 
