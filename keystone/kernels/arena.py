@@ -198,30 +198,48 @@ def get_string(arena, at, out, to):
             out[to + i] = arena[at + i]
         return at + size, to + size
     if spelling == SYMBOLS:
-        kept = bits = 0
-        for i in range(size):
-            if bits < 6:
-                kept |= int(arena[at]) << bits
-                bits += 8
-                at += 1
-            out[to + i] = item(SYMBOL_BYTE, np.int64(kept & 63))
-            kept >>= 6
-            bits -= 6
-        return at, to + size
+        return get_symbols(arena, at, size, out, to)
     if spelling == OTHER and size == 0:
         return at, -1
-    if spelling == OTHER:
-        size = UUID_LENGTH
-    high = True
-    for i in range(size):
-        if spelling == OTHER and is_dash(i):
-            out[to + i] = 45
-            continue
-        digit = int(arena[at]) >> 4 if high else int(arena[at]) & 15
-        out[to + i] = item(HEX_BYTE, np.int64(digit))
-        if not high:
+    if spelling == HEX:
+        for i in range(0, size, 2):
+            byte = np.int64(item(arena, at))
+            out[to + i], out[to + i + 1] = item(HEX_BYTE, byte >> 4), item(HEX_BYTE, byte & 15)
             at += 1
-        high = not high
+        return at, to + size
+    i = np.int64(0)
+    while i < UUID_LENGTH:
+        if is_dash(i):
+            out[to + i] = 45
+            i += 1
+            continue
+        byte = np.int64(item(arena, at))
+        out[to + i], out[to + i + 1] = item(HEX_BYTE, byte >> 4), item(HEX_BYTE, byte & 15)
+        at += 1
+        i += 2
+    return at, to + UUID_LENGTH
+
+
+@piece
+def get_symbols(arena, at, size, out, to):
+    """The reverse of ``put_symbols``: (place after it here, place after it there)."""
+    i = np.int64(0)
+    while i + 4 <= size:
+        four = np.int64(item(arena, at)) | np.int64(item(arena, at + 1)) << 8 | np.int64(item(arena, at + 2)) << 16
+        for k in range(4):
+            out[to + i + k] = item(SYMBOL_BYTE, (four >> (6 * k)) & 63)
+        at += 3
+        i += 4
+    kept = bits = np.int64(0)
+    while i < size:
+        if bits < 6:
+            kept |= np.int64(item(arena, at)) << bits
+            bits += 8
+            at += 1
+        out[to + i] = item(SYMBOL_BYTE, kept & 63)
+        kept >>= 6
+        bits -= 6
+        i += 1
     return at, to + size
 
 
