@@ -29,7 +29,7 @@ from keystone.kernels.columns import take_rows
 from keystone.kernels.glue import Glue, new_glue
 from keystone.partition import partitions_of
 
-ROWS_MAX = 4096  # of one batch: ~250 B a row keeps its columns in a second-level cache of 1 MB
+ROWS_MAX = 8192  # of one batch: ~250 B a row keeps its columns near a second-level cache; 4096 cost the lake's pages 15% more
 BYTES_MAX = 4 << 20  # of text one batch may take in; bounds the identifier columns
 DEAD_MAX = 1024  # dead letters of one kernel call; more make another call
 

@@ -17,7 +17,7 @@ from keystone.metrics import Ledger
 from keystone.sessions import Applied, SessionRecords, SessionTable
 
 OnBatch = Callable[[EventBatch, Dictionaries], None]
-SWEEP_EVERY_MS = 200  # log time between two looks for due timers while events flow: 7% of the 3 s an alert may take
+SWEEP_EVERY_MS = 10  # log time between two looks for due timers while events flow: a look costs about 0.1 ms at 1M sessions
 
 
 @dataclass(slots=True)

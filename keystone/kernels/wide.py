@@ -162,3 +162,13 @@ def item(typing, array, index):
         return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], pointee), align=1)
 
     return array.dtype(array, types.int64), codegen
+
+
+@intrinsic
+def ones(typing, value):
+    """Number of set bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
