@@ -33,8 +33,6 @@ BUSY_BYTES_PER_S = 32e6  # from ~100,000 events/s on, batches of ~1 MB cost 0.2 
 BUSY_PERIOD_S = 0.02  # ... and turns begin this far apart, unless more is waiting already
 RATE_MEMORY_S = 0.5  # over which the rate is averaged
 TIMERS_EVERY_MS = 10  # of a partition without new records; a look costs ~20 us
-LOG_TIME_SLACK_MS = 20  # log time of a silent partition runs this far behind: a record that its writer has stamped
-#                          but not yet published, because the machine paused in between, must not come from the past
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class SessionActor(LoopActor):
         return max(PAUSE_S, period_s - (time.monotonic() - began_s))
 
     def _visit(self, owned: Owned) -> int:
-        """Handle what one partition has; bytes read. The clock is read before the poll: see LOG_TIME_SLACK_MS."""
+        """Handle what one partition has; bytes read."""
         now_ms = int(time.time() * 1_000)
         records = owned.reader.poll(bytes_max=POLL_BYTES_MAX, wait_ms=0)
         if len(records) > 0:
@@ -153,7 +151,7 @@ class SessionActor(LoopActor):
             return records.size_bytes
         if now_ms >= owned.timers_at_ms:
             owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
-            self._step(owned, records, now_ms - LOG_TIME_SLACK_MS, now_ms)
+            self._step(owned, records, owned.reader.quiet_until(now_ms), now_ms)
         return 0
 
     def _step(self, owned: Owned, records: Records, now_ms: int | None, wall_ms: int) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 
 from keystone.actors.fleet import FleetActor, FleetSpec
 from keystone.actors.loop import FINISHED, OVER
-from keystone.actors.session import LOG_TIME_SLACK_MS, SessionActor, SessionSpec
+from keystone.actors.session import TIMERS_EVERY_MS, SessionActor, SessionSpec
 from keystone.actors.supervisor import SupervisionError, Supervisor
 from keystone.bench import collect
 from keystone.bench.machine import CpuMeter, wall_ms
@@ -101,7 +101,7 @@ class Run:
         self.other_cpu_s = self.meter.peek().get("other", 0.0)
         if not caught_up and not self.supervisor.faults():
             self.measured.faults.append(f"the session actors did not catch up within {CATCH_UP_MAX_S:.0f} s: {self.lag_events():,} events behind")
-        until_s = (due_ms + LOG_TIME_SLACK_MS - wall_ms()) / 1_000 + DUE_MARGIN_S
+        until_s = (due_ms + TIMERS_EVERY_MS - wall_ms()) / 1_000 + DUE_MARGIN_S
         if until_s > 0 and caught_up and not self.stop.is_asked():
             self._watch("open stalls", until_s, lambda: False)
 
@@ -220,7 +220,7 @@ class Driver:
         measured.rss_max_bytes, measured.private_max_bytes = run.meter.rss_max_bytes, run.meter.private_max_bytes
         measured.rss_by_part_bytes = run.meter.rss_by_part_bytes
         if self.stop.is_asked():  # what was not due yet when it ended was not missed
-            truth = truth.filter(pl.col("intended_ms") < drained_ms - LOG_TIME_SLACK_MS)
+            truth = truth.filter(pl.col("intended_ms") < drained_ms - TIMERS_EVERY_MS)
         actors = [w.name for w in run.supervisor.of_kind("session")]
         collect.sum_fleets(measured, fleets)
         collect.sum_sessions(measured, sessions, run.out / "lake" if run.plan.lake else None)

@@ -12,6 +12,16 @@ multiple of 8:
 The committed place is one aligned word in the control file, stored with release order after the record is complete and
 loaded with acquire order before any record is read: on x86 both are plain moves (stores keep their order there), on
 ARM they are ``stlr`` and ``ldar``. So no reader ever sees a part of a record, and nobody takes a lock.
+
+Two words more let a reader of a silent partition promise that no earlier append time will come (``hold_back``):
+
+    writer   swap APPENDING = earliest possible append time + 1, load FLOOR_MS, write and publish the record, APPENDING = 0
+    reader   raise FLOOR_MS to now, load APPENDING, load END_OFFSET
+
+Swap, raise and the loads right behind them have one order for everybody. So of a record that the reader does not see
+published, it either sees the mark, and knows how early the record may be, or the writer sees the floor, and does not
+append below it. (Saw it no mark because that was cleared again, then the record is published, and it sees that.) No
+clock takes part in this: it holds when the machine pauses anywhere, and when its clock is set back.
 """
 
 # mypy: ignore-errors
@@ -19,7 +29,7 @@ ARM they are ``stlr`` and ``ldar``. So no reader ever sees a part of a record, a
 import numpy as np
 
 from keystone.kernels.compiler import kernel, piece
-from keystone.kernels.shared_memory import copy_bytes, load_acquire, raise_to, store_release
+from keystone.kernels.shared_memory import copy_bytes, load_acquire, load_ordered, raise_to, store_release, swap
 from keystone.kernels.wide import load_u64, multiply_high, store_u64
 
 U = np.uint64
@@ -29,9 +39,10 @@ SEGMENT_HEAD = 64  # bytes before the first record of a segment
 TAIL = 128  # bytes kept free at the end of a segment: the end mark, and PADDING for readers
 
 # Words of a partition's row in the control file. Who writes what keeps to its own cache lines (8 words).
-COMMITTED, END_OFFSET, EVENTS_APPENDED, LAST_APPEND_MS, BYTES_APPENDED = 0, 1, 2, 3, 4  # the writer, at each append
+COMMITTED, END_OFFSET, EVENTS_APPENDED, LAST_APPEND_MS, BYTES_APPENDED, APPENDING = 0, 1, 2, 3, 4, 5  # the writer, at each append
 FIRST_SEGMENT, START_OFFSET, TORN_RECORDS, WAITED_MS, WRITER_PID = 16, 17, 18, 19, 20  # the writer, now and then
 CONSUMED_OFFSET, EVENTS_CONSUMED, EVENTS_PROCESSED = 32, 33, 34  # readers
+FLOOR_MS = 40  # readers of a silent partition; the writer looks at it in each append, so it is kept off their busy line
 ROW_WORDS = 64
 
 # What ``walk`` answers.
@@ -100,6 +111,8 @@ def append_record(segment, row, source, segment_start, segment_room, events, now
     if following > segment_room:
         return np.int64(-1)
     append_ms = max(now_ms, row[LAST_APPEND_MS])
+    swap(row, APPENDING, append_ms + 1)
+    append_ms = max(append_ms, load_ordered(row, FLOOR_MS))
     offset = row[END_OFFSET]
     first = np.int64(size + 1) | (np.int64(events) << 32)
     copy_bytes(segment, at + HEAD, source, 0, size)
@@ -114,6 +127,7 @@ def append_record(segment, row, source, segment_start, segment_room, events, now
     row[BYTES_APPENDED] += size
     store_release(row, END_OFFSET, offset + 1)
     store_release(row, COMMITTED, segment_start + following)
+    store_release(row, APPENDING, 0)
     return append_ms
 
 
@@ -245,6 +259,16 @@ def raise_word(row, index, value):
 
 
 @kernel
+def hold_back(row, now_ms):
+    """Let no append that begins from now on get a time below ``now_ms``; returns the mark of one that began before, or 0.
+
+    The mark is its earliest possible append time, plus one. Who wants to know whether records are there looks after this.
+    """
+    raise_to(row, FLOOR_MS, now_ms)
+    return load_ordered(row, APPENDING)
+
+
+@kernel
 def clear_words(segment, at, words):
     """Zero ``words`` words from ``at`` on."""
     for i in range(words):
@@ -267,3 +291,4 @@ def warm_up() -> None:
     clear_words(segment, 0, 1)
     read_word(row, COMMITTED)
     raise_word(row, CONSUMED_OFFSET, 0)
+    hold_back(row, 0)

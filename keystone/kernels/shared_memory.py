@@ -34,12 +34,37 @@ def store_release(typing, array, index, value):
 
 
 @intrinsic
-def raise_to(typing, array, index, value):
-    """Atomic ``array[index] = max(array[index], value)`` (int64); returns what was there."""
+def load_ordered(typing, array, index):
+    """``array[index]`` (int64), in the one order that all loads, swaps and raises of this kind have for everybody.
+
+    A swap or a raise of ours before it is seen by all before this load is done, which acquire and release do not give.
+    """
 
     def codegen(context, builder, signature, args):
         place = _pointer(context, builder, signature.args[0], args[0], args[1], _WORD)
-        return builder.atomic_rmw("max", place, args[2], "acq_rel")
+        return builder.load_atomic(place, ordering="seq_cst", align=8)
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def swap(typing, array, index, value):
+    """Atomic ``array[index] = value`` (int64); returns what was there. In one order: see ``load_ordered``."""
+
+    def codegen(context, builder, signature, args):
+        place = _pointer(context, builder, signature.args[0], args[0], args[1], _WORD)
+        return builder.atomic_rmw("xchg", place, args[2], "seq_cst")
+
+    return types.int64(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def raise_to(typing, array, index, value):
+    """Atomic ``array[index] = max(array[index], value)`` (int64); returns what was there. In one order: see ``load_ordered``."""
+
+    def codegen(context, builder, signature, args):
+        place = _pointer(context, builder, signature.args[0], args[0], args[1], _WORD)
+        return builder.atomic_rmw("max", place, args[2], "seq_cst")
 
     return types.int64(array, types.int64, types.int64), codegen
 

@@ -20,7 +20,8 @@ class LogWriter(Protocol):
     def append(self, value: bytes | memoryview | U8, *, events: int = 1) -> Appended:
         """Append one record and return its offset and append time.
 
-        The record is readable when this returns. Append times never go back within a partition. Where the log is
+        The record is readable when this returns. Append times never go back within a partition, nor below what a
+        reader was promised (``quiet_until``). Where the log is
         full and its oldest records are not consumed yet, the call waits (back-pressure) up to a named limit, then
         raises ``LogFull``; nothing was appended then, and the same call may be made again. ``RecordTooLarge`` where the
         value is over the log's limit. ``events`` is how many lines the record holds; it feeds the lag counters only.
@@ -53,6 +54,15 @@ class LogReader(Protocol):
 
     def position(self) -> int:
         """The offset the next poll starts at."""
+
+    def quiet_until(self, now_ms: int) -> int:
+        """How far log time may pass: the highest T <= ``now_ms`` for which no record still to be polled is from before T.
+
+        ``now_ms`` is what the log's clock says. The promise is kept by the log, not by chance: it gives no append an
+        earlier time any more. T falls behind ``now_ms`` while records wait to be polled, and during an append that began
+        before; it is 0 where nothing is known. A log that leaves append times to others subtracts
+        what they may be late by.
+        """
 
     def commit(self, offset: int) -> None:
         """Say that everything below ``offset`` is consumed: retention may drop it. Never goes back."""

@@ -31,6 +31,7 @@ class _Partition:
     start_offset: int = 0
     retained_bytes: int = 0
     last_append_ts_ms: int = 0
+    floor_ms: int = 0  # promised to a reader
     events_appended: int = 0
     events_processed: int = 0
     events_consumed: int = 0
@@ -125,7 +126,7 @@ class MemoryWriter:
         kept = self._kept
         with kept.changed:
             self._wait_for_room(len(copied))
-            append_ms = max(self._log.clock.now_ms(), kept.last_append_ts_ms)
+            append_ms = max(self._log.clock.now_ms(), kept.last_append_ts_ms, kept.floor_ms)
             kept.last_append_ts_ms = append_ms
             kept.records.append(_Record(copied, append_ms, kept.events_appended))
             kept.events_appended += events
@@ -162,6 +163,7 @@ class MemoryReader:
         self._kept = kept
         self._closed = False
         self._offset = kept.start_offset
+        self._quiet_ms = 0
 
     def poll(self, *, bytes_max: int, wait_ms: int) -> Records:
         """See ``LogReader.poll``."""
@@ -219,6 +221,16 @@ class MemoryReader:
 
     def position(self) -> int:
         return self._offset
+
+    def quiet_until(self, now_ms: int) -> int:
+        """See ``LogReader.quiet_until``. An append takes its time and is published under one lock."""
+        kept = self._kept
+        with kept.changed:
+            self._check()
+            if self._offset == kept.end_offset:
+                kept.floor_ms = max(kept.floor_ms, now_ms)
+                self._quiet_ms = max(self._quiet_ms, now_ms)
+            return min(self._quiet_ms, now_ms)
 
     def commit(self, offset: int) -> None:
         kept = self._kept

@@ -25,6 +25,9 @@ _MARKS_MAX: Final = 65_536  # polls between two commits whose event counts are r
 _EVENTS_MAX: Final = (1 << 31) - 1
 _POLL_STEP_S: Final = (0.0005, 0.001, 0.002)  # an idle reader wakes 500 times a second: 0.5% of a core
 _ROOM_STEP_S: Final = 0.001
+#: An append that is under way for longer (usually: less than 1 us) died with its writer: log time goes on without it. Only a
+#: writer that was stopped right there for longer, and lives, could still append a record from the past.
+APPEND_HELD_MAX_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class EmbeddedWriter:
                 segment.close()
             os.close(self._lock)
             raise
+        kernels.write_word(row, kernels.APPENDING, 0)  # a mark that a dead writer left
         kernels.write_word(row, kernels.WRITER_PID, os.getpid())
         self._next_offset = int(row[kernels.END_OFFSET])
         self._use(self._segments[-1])
@@ -229,6 +233,8 @@ class EmbeddedReader:
         self._state: I64 = np.zeros(kernels.STATE_WORDS, np.int64)
         self._marks: deque[tuple[int, int]] = deque(maxlen=_MARKS_MAX)  # (offset, events below it)
         self._state[kernels.OFFSET] = self.start_offset()
+        self._quiet_ms = 0  # promised
+        self._held_mark, self._held_offset, self._held_since_s = 0, 0, 0.0  # of an append seen under way; monotonic
 
     def start_offset(self) -> int:
         return int(kernels.read_word(self._row, kernels.START_OFFSET))
@@ -352,6 +358,23 @@ class EmbeddedReader:
 
     def _out_of_range(self, offset: int) -> OffsetOutOfRange:
         return OffsetOutOfRange(f"{self._folder}: offset {offset} is not in the log, which holds {self.start_offset()} to {self.end_offset() - 1}")
+
+    def quiet_until(self, now_ms: int) -> int:
+        """See ``LogReader.quiet_until``, and ``kernels.log`` for why it is true. Times below 0 do not exist."""
+        if self._closed:
+            raise LogClosed(f"{self._folder}: the reader was closed")
+        mark = int(kernels.hold_back(self._row, now_ms))
+        bound_ms = mark - 1 if mark and not self._is_given_up(mark) else now_ms
+        if self.end_offset() == self.position():  # asked last
+            self._quiet_ms = max(self._quiet_ms, min(now_ms, bound_ms))
+        return min(self._quiet_ms, now_ms)
+
+    def _is_given_up(self, mark: int) -> bool:
+        """Whether the append with this mark is under way for too long. No two appends of one offset are."""
+        now_s, offset = time.monotonic(), self.end_offset()
+        if (mark, offset) != (self._held_mark, self._held_offset):
+            self._held_mark, self._held_offset, self._held_since_s = mark, offset, now_s
+        return now_s - self._held_since_s > APPEND_HELD_MAX_S
 
     def commit(self, offset: int) -> None:
         """See ``LogReader.commit``. Event counts are exact where ``offset`` ends a poll, else those of the poll before."""

@@ -191,6 +191,61 @@ class LogSuite:
         assert times == [5_000, 5_010, 5_010, 5_010, 5_115, 5_115]
         assert reader.poll(bytes_max=1 << 20, wait_ms=0).append_ts_ms.tolist() == times
 
+    def test_a_silent_partition_is_quiet_until_now_and_appends_keep_to_it(self, make_log: MakeLog) -> None:
+        clock = ManualClock(5_000)
+        log = make_log(clock=clock)
+        writer, reader = log.writer(0), log.reader(0)
+        assert reader.quiet_until(4_000) == 4_000  # also before the first record
+        assert writer.append(b"x").append_ts_ms == 5_000
+        assert reader.quiet_until(6_000) == 4_000  # a record is waiting
+        read_all(reader)
+        assert [reader.quiet_until(now_ms) for now_ms in (6_000, 5_500, 7_000)] == [6_000, 5_500, 7_000]
+        assert writer.append(b"y").append_ts_ms == 7_000  # its clock says 5,000: paused before, or set back
+        clock.advance(4_000)
+        assert [writer.append(b"z").append_ts_ms for _ in range(2)] == [9_000, 9_000]
+        assert reader.quiet_until(8_000) == 7_000
+        read_all(reader)
+        assert reader.quiet_until(8_000) == 8_000
+        other = log.reader(0)
+        assert other.quiet_until(9_000) == 0  # its own place counts
+        reader.close()
+        with pytest.raises(LogClosed):
+            reader.quiet_until(10_000)
+
+    def test_no_record_is_from_before_what_a_reader_was_promised(self, make_log: MakeLog) -> None:
+        """Threads, no pauses. Each append gets a clock reading that is up to a second old."""
+
+        class OldClock:
+            readings = 0
+
+            def now_ms(self) -> int:
+                self.readings += 1
+                return time.time_ns() // 1_000_000 - self.readings * 37 % 1_000
+
+        log = make_log(retention_bytes=1 << 22, clock=OldClock())
+        writer, reader = log.writer(0), log.reader(0)
+        total = 3_000
+
+        def write() -> None:
+            for i in range(total):
+                writer.append(b"%d" % i)
+                if i % 8 == 0:
+                    time.sleep(0.0001)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        seen = promises = promised_ms = 0
+        while seen < total:
+            records = reader.poll(bytes_max=1 << 20, wait_ms=0)
+            seen += len(records)
+            assert (records.append_ts_ms >= promised_ms).all()
+            quiet_ms = reader.quiet_until(time.time_ns() // 1_000_000)
+            assert quiet_ms >= promised_ms
+            promises += quiet_ms > promised_ms
+            promised_ms = quiet_ms
+        thread.join()
+        assert promises > 0
+
     def test_a_partition_has_one_writer_at_a_time(self, make_log: MakeLog) -> None:
         log = make_log(partitions=2)
         writer = log.writer(0)

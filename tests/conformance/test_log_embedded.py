@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from keystone.errors import LogClosed, LogFull, LogInUse, OffsetOutOfRange, UsageError
-from keystone.log import embedded
+from keystone.kernels import log as kernels
+from keystone.log import embedded, partition
 from keystone.log.embedded import EmbeddedLog, default_directory, directory_of
 from keystone.log.segment import segment_numbers, segment_path
 
@@ -437,3 +438,43 @@ def test_a_wrong_count_of_events_is_refused(log: EmbeddedLog) -> None:
             writer.append(b"x", events=events)
     assert writer.append(b"x", events=(1 << 31) - 1).offset == 0
     assert log.lag(0) == (1 << 31) - 1
+
+
+# --- log time of a silent partition ----------------------------------------------------------------------------
+
+
+def test_an_append_under_way_holds_log_time_back(log: EmbeddedLog) -> None:
+    """A writer that stopped between its mark and the record's publication, as ``append_record`` leaves the row there."""
+    writer, reader = log.writer(0), log.reader(0)
+    writer.append(b"before")
+    read_all(reader)
+    row = log._row(0)
+    now_ms = int(row[kernels.LAST_APPEND_MS])
+    assert reader.quiet_until(now_ms + 10) == now_ms + 10
+    kernels.write_word(row, kernels.APPENDING, now_ms + 20 + 1)
+    assert [reader.quiet_until(now_ms + wait) for wait in (15, 20, 30, 1_000)] == [now_ms + 15, now_ms + 20, now_ms + 20, now_ms + 20]
+    kernels.write_word(row, kernels.APPENDING, 0)
+    assert reader.quiet_until(now_ms + 1_000) == now_ms + 1_000
+    assert writer.append(b"after").append_ts_ms == now_ms + 1_000
+    assert int(row[kernels.APPENDING]) == 0
+
+
+def test_an_append_that_died_does_not_stop_log_time_for_ever(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = log.writer(0), log.reader(0)
+    row = log._row(0)
+    kernels.write_word(row, kernels.APPENDING, 1_000 + 1)
+    assert reader.quiet_until(2_000) == 1_000
+    monkeypatch.setattr(partition, "APPEND_HELD_MAX_S", -1.0)
+    assert reader.quiet_until(2_000) == 2_000
+    monkeypatch.undo()
+    assert reader.quiet_until(3_000) == 2_000
+    writer.close()
+    log.writer(0)  # the next writer clears the mark
+    assert reader.quiet_until(3_000) == 3_000
+
+
+def test_a_full_log_does_not_hold_log_time_back(log: EmbeddedLog) -> None:
+    writer, reader = log.writer(0), log.reader(0)
+    fill(writer)
+    read_all(reader)
+    assert reader.quiet_until(1 << 50) == 1 << 50
