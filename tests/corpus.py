@@ -63,6 +63,8 @@ EXTRAS = _with(
     b'"foo":["\xff"]', b'"foo": \t[ 1 , 2 ]\r', b'"very_long_key_that_no_glue_of_thirty_two_bytes_holds":"x"', b'"very_long_key_that_no_glue_of_thirty_two_bytes_holds":1',
     b",".join(b'"k%d":%d' % (i, i) for i in range(40)), b",".join(b'"k%d":%d' % (i % 7, i) for i in range(40)), b",".join(b'"k%d":null' % (i % 5) for i in range(40)),
     b'"foo":1,"seq":"x","foo":2,"seq":"y"',
+    b",".join(b'"k%d":%d' % (i, i) for i in range(16)) + b',"seq":"x","k3":9,"k20":1,"k20":2,"k0":null',
+    b",".join(b'"k%d":%d' % (i, i) for i in range(15)) + b',"seq":"x","stall_ms":"y","k3":9,"k21":1,"seq":"z","k21":2',
 )  # fmt: skip
 DEPTHS = _with(
     b'"foo":' + b"[" * 63 + b"]" * 63, b'"foo":' + b"[" * 64 + b"]" * 64, b'"foo":' + b'{"a":' * 63 + b"1" + b"}" * 63, b'"foo":' + b'{"a":' * 64 + b"1" + b"}" * 64,

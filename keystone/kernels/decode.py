@@ -5,13 +5,38 @@ One exact parser reads every event; guessing the glue between two values (``glue
 
 # mypy: ignore-errors
 
-from typing import NamedTuple
-
 import numpy as np
 
-from keystone.events import BOOL_NULL, CODE_NULL, DEPTH_MAX, DICTIONARY_COLUMNS, ID_COLUMNS, INT_COLUMNS, INT_NULL, LINE_BYTES_MAX, PADDING, REASONS
+from keystone.events import DEPTH_MAX, LINE_BYTES_MAX, PADDING, REASONS
 from keystone.kernels.columns import take_rows
 from keystone.kernels.compiler import callee, kernel, piece
+from keystone.kernels.extras import add_extra, forget_field, write_extra
+from keystone.kernels.fields import (
+    CODES,
+    DEVICE,
+    EVENT,
+    EXTRA,
+    EXTRAS_MAX,
+    FATAL,
+    FIRST_CODED_DIMENSION,
+    FIRST_ID,
+    FIRST_INT,
+    I_DEVICE,
+    I_SESSION,
+    I_USER,
+    PHASE,
+    REQUIRED,
+    SESSION,
+    TS,
+    UNKNOWN,
+    USER,
+    clear_row,
+    clear_strip,
+    field_of,
+    new_columns,
+    new_scratch,
+    put_id,
+)  # fmt: skip
 from keystone.kernels.glue import (
     GLUE_BYTES,
     INFO,
@@ -63,267 +88,21 @@ from keystone.kernels.json_text import (
     skip_blanks,
     unescape,
 )  # fmt: skip
-from keystone.kernels.wide import copy_32, equal_32, item, load_u64, same_32, string_stops, trailing_zeros
-from keystone.kernels.words import LOW_BYTES, find, fold, hash_128, intern, intern_one, new_words, rehash
+from keystone.kernels.wide import equal_32, item, load_u64, same_32, string_stops, trailing_zeros
+from keystone.kernels.words import find, fold, hash_128, intern, intern_one, new_words, rehash
 
 U = np.uint64
-
-# Fields by number: dictionary columns, integers, identifiers, then the rest.
-CODES, INTS = len(DICTIONARY_COLUMNS), len(INT_COLUMNS)
-FIRST_INT = CODES
-FIRST_ID = FIRST_INT + INTS
-TS = FIRST_ID + len(ID_COLUMNS)
-FATAL = TS + 1
-UNKNOWN = FATAL + 1
-FIELD_NAMES = (*DICTIONARY_COLUMNS, *INT_COLUMNS, *ID_COLUMNS, "ts", "fatal")
-EVENT, PHASE, FIRST_CODED_DIMENSION = 0, DICTIONARY_COLUMNS.index("phase"), DICTIONARY_COLUMNS.index("title_id")
-DEVICE, SESSION, USER, EXTRA = 0, 1, 2, 3
-REQUIRED = U((1 << EVENT) | (1 << TS) | (1 << (FIRST_ID + DEVICE)) | (1 << (FIRST_ID + SESSION)))
-
 TOO_LARGE, INVALID_UTF8, INVALID_JSON, NOT_AN_OBJECT, TOO_DEEP, MISSING_FIELD, BAD_TYPE = range(len(REASONS))
 ACCEPTED, BROKEN, NO_ROOM = -1, -2, -3
-I_DEVICE, I_SESSION, I_USER = 0, 3, 6  # places in Scratch.ids: size, and for the first two the halves of the hash
-
-# Extras: what a row adds to the lake's ``extra``; a line up to the limit holds at most one key in five bytes.
-EXTRAS_MAX = LINE_BYTES_MAX // 5 + 64
-EXTRA_SLOTS = 1 << 19
-EXTRAS_LINEAR = 16
-X_FIELD, X_KEY, X_KEY_END, X_VALUE, X_VALUE_END, X_LO, X_HI = range(7)
 
 # Places in ``progress`` (int64, in and out).
-P_RECORD, P_AT, P_LINE, P_ROWS, P_RECEIVED, P_DEAD, P_EMPTY, P_STATUS, P_TOTAL_ROWS, P_STAMP, P_BYTES = range(11)
+P_RECORD, P_AT, P_LINE, P_ROWS, P_RECEIVED, P_DEAD, P_EMPTY, P_STATUS, P_TOTAL_ROWS, P_BYTES = range(10)
 STATUS_DONE, STATUS_MORE, STATUS_GROW = 0, 1, 2
 
 D_RECORD, D_LINE, D_START, D_SIZE, D_REASON = range(5)
-STRIP_ROWS = 128  # rows whose columns are nulled at a time: 128 x ~120 B stays in the first-level cache
+
 KIND_BY_CODE = np.array([0, 1, 2, 4, 5, 7], dtype=np.int8)  # event codes 0..4 as preloaded, then any other name
 TEN_POWERS = np.array([10**i for i in range(9)], dtype=np.uint64)
-
-
-class Columns(NamedTuple):
-    """Where rows go; ``ints (INTS, cap)``, ``codes (CODES, cap)``, ``valid (4, cap)``, ``ends int32 (4, cap + 1)``."""
-
-    kind: np.ndarray
-    fatal: np.ndarray
-    ts: np.ndarray
-    ints: np.ndarray
-    codes: np.ndarray
-    valid: np.ndarray
-    ends: np.ndarray
-    device: np.ndarray
-    session: np.ndarray
-    user: np.ndarray
-    extra: np.ndarray
-    key_lo: np.ndarray
-    key_hi: np.ndarray
-    user_hash: np.ndarray
-    offset: np.ndarray
-    line: np.ndarray
-    append_ts: np.ndarray
-
-
-class Scratch(NamedTuple):
-    """``extras`` int64 (7, EXTRAS_MAX), ``slots`` int64, ``stack`` and ``text`` uint8, ``keys`` uint64 (5 * 128),
-    ``ids`` uint64 (8): hashes and sizes of the row's identifiers, in memory to leave registers to the bytes."""
-
-    extras: np.ndarray
-    slots: np.ndarray
-    stack: np.ndarray
-    text: np.ndarray
-    keys: np.ndarray
-    ids: np.ndarray
-
-
-KEY_SLOTS, KEY_WORDS = 128, 4  # a slot: two words of the name, its size, its field + 1
-KEY_SIZE_MAX = 16
-
-
-@piece
-def key_slot(first, second, size):
-    mixed = (first * U(0x9E3779B97F4A7C15)) ^ (second * U(0xD6E8FEB86659FD93)) ^ U(size)
-    mixed ^= mixed >> U(32)
-    mixed *= U(0x9FB21C651E98DF25)
-    return np.int64(mixed >> U(57)) * KEY_WORDS
-
-
-@piece
-def field_of(text, start, size, keys):
-    """Field number of the key ``text[start:start + size]``, or UNKNOWN."""
-    if size > KEY_SIZE_MAX:
-        return np.int64(UNKNOWN)
-    first = load_u64(text, start) & LOW_BYTES[size]
-    second = load_u64(text, start + 8) & LOW_BYTES[max(size - 8, 0)]
-    slot = key_slot(first, second, size)
-    while keys[slot + 3] != U(0):
-        if keys[slot] == first and keys[slot + 1] == second and keys[slot + 2] == U(size):
-            return np.int64(keys[slot + 3]) - 1
-        slot = (slot + KEY_WORDS) & (KEY_SLOTS * KEY_WORDS - 1)
-    return np.int64(UNKNOWN)
-
-
-@kernel
-def fill_keys(names, sizes, keys):
-    """Make the table of known keys; ``names`` uint8 (fields, 32)."""
-    flat = names.reshape(-1)
-    for field in range(sizes.size):
-        size = sizes[field]
-        first = load_u64(flat, 32 * field) & LOW_BYTES[size]
-        second = load_u64(flat, 32 * field + 8) & LOW_BYTES[max(size - 8, 0)]
-        slot = key_slot(first, second, size)
-        while keys[slot + 3] != U(0):
-            slot = (slot + KEY_WORDS) & (KEY_SLOTS * KEY_WORDS - 1)
-        keys[slot], keys[slot + 1], keys[slot + 2], keys[slot + 3] = first, second, U(size), U(field + 1)
-
-
-@piece
-def clear_row(row, columns):
-    for i in range(INTS):
-        columns.ints[i, row] = INT_NULL
-    for i in range(CODES):
-        columns.codes[i, row] = CODE_NULL
-    columns.fatal[row] = BOOL_NULL
-    columns.user_hash[row] = U(0)
-    columns.valid[USER, row] = 0
-    columns.valid[EXTRA, row] = 0
-
-
-@callee
-def clear_strip(row, rows, columns):
-    """Null the next rows; column by column, so that LLVM writes 32 bytes at a time."""
-    end = min(row + STRIP_ROWS, rows)
-    for i in range(INTS):
-        columns.ints[i, row:end] = INT_NULL
-    for i in range(CODES):
-        columns.codes[i, row:end] = CODE_NULL
-    columns.fatal[row:end] = BOOL_NULL
-    columns.user_hash[row:end] = U(0)
-    columns.valid[USER, row:end] = 0
-    columns.valid[EXTRA, row:end] = 0
-    return end
-
-
-@callee
-def forget_field(field, row, columns, n_extras, extras):
-    """A key came again: what the earlier one left is undone."""
-    if field < FIRST_INT:
-        columns.codes[field, row] = CODE_NULL
-    elif field < FIRST_ID:
-        columns.ints[field - FIRST_INT, row] = INT_NULL
-    elif field == FIRST_ID + USER:
-        columns.valid[USER, row] = 0
-        columns.user_hash[row] = U(0)
-    elif field == FATAL:
-        columns.fatal[row] = BOOL_NULL
-    for i in range(n_extras):
-        if extras[X_FIELD, i] == field:
-            extras[X_VALUE, i] = -1
-
-
-@callee
-def add_extra(field, key, key_end, value, value_end, lo, hi, count, scratch, progress):
-    """Keep one unknown or mistyped member; the last of equal keys wins. ``value`` -1: null. Returns the new count."""
-    extras = scratch.extras
-    low, high = np.int64(lo), np.int64(hi)
-    if field != UNKNOWN:
-        place = count
-    elif count < EXTRAS_LINEAR:
-        place = np.int64(0)
-        while place < count and not (extras[X_LO, place] == low and extras[X_HI, place] == high and extras[X_FIELD, place] == UNKNOWN):
-            place += 1
-    else:
-        if count == EXTRAS_LINEAR or scratch.slots[EXTRA_SLOTS] != progress[P_STAMP]:
-            progress[P_STAMP] += 1
-            scratch.slots[EXTRA_SLOTS] = progress[P_STAMP]
-            for i in range(count):
-                put_extra_slot(i, scratch)
-        place = find_extra(low, high, count, scratch)
-    if place >= EXTRAS_MAX:
-        return np.int64(EXTRAS_MAX + 1)
-    extras[X_FIELD, place] = field
-    extras[X_KEY, place] = key
-    extras[X_KEY_END, place] = key_end
-    extras[X_VALUE, place] = value
-    extras[X_VALUE_END, place] = value_end
-    extras[X_LO, place] = low
-    extras[X_HI, place] = high
-    if place < count:
-        return count
-    if count >= EXTRAS_LINEAR and scratch.slots[EXTRA_SLOTS] == progress[P_STAMP]:
-        put_extra_slot(place, scratch)
-    return count + 1
-
-
-@callee
-def put_extra_slot(place, scratch):
-    """Enter ``place`` in the hash table of this row (a slot holds stamp << 20 | place)."""
-    stamp = scratch.slots[EXTRA_SLOTS]
-    slot = scratch.extras[X_LO, place] & (EXTRA_SLOTS - 1)
-    while scratch.slots[slot] >> 20 == stamp:
-        slot = (slot + 1) & (EXTRA_SLOTS - 1)
-    scratch.slots[slot] = (stamp << 20) | place
-
-
-@callee
-def find_extra(low, high, count, scratch):
-    """Place of the unknown key with that hash among many, or ``count``."""
-    stamp = scratch.slots[EXTRA_SLOTS]
-    extras = scratch.extras
-    slot = low & (EXTRA_SLOTS - 1)
-    while scratch.slots[slot] >> 20 == stamp:
-        place = scratch.slots[slot] & ((1 << 20) - 1)
-        if extras[X_LO, place] == low and extras[X_HI, place] == high and extras[X_FIELD, place] == UNKNOWN:
-            return place
-        slot = (slot + 1) & (EXTRA_SLOTS - 1)
-    return count
-
-
-@callee
-def write_extra(text, count, extras, out, to):
-    """Write the kept members as one JSON object at ``out[to:]``; return the place after it, ``to`` if there are none."""
-    start = to
-    for i in range(count):
-        if extras[X_VALUE, i] < 0:
-            continue
-        out[to] = OPEN_OBJECT if to == start else COMMA
-        to += 1
-        for at in range(extras[X_KEY, i] - 1, extras[X_KEY_END, i] + 1):
-            out[to] = text[at]
-            to += 1
-        out[to] = COLON
-        to += 1
-        for at in range(extras[X_VALUE, i], extras[X_VALUE_END, i]):
-            out[to] = text[at]
-            to += 1
-    if to > start:
-        out[to] = CLOSE_OBJECT
-        to += 1
-    return to
-
-
-@piece
-def copy_string(text, start, size, out, to):
-    """Copy a string, 32 bytes at a time (both sides have spare bytes)."""
-    done = 0
-    while done < size:
-        copy_32(out, to + done, text, start + done)
-        done += 32
-
-
-@piece
-def put_id(field, text, start, size, place, columns, ids, secrets):
-    """Store an identifier in its column and its hash and size in ``ids``."""
-    lo, hi = hash_128(text, start, size, secrets)
-    if field == FIRST_ID + DEVICE:
-        copy_string(text, start, size, columns.device, np.int64(columns.ends[DEVICE, place]))
-        ids[I_DEVICE], ids[I_DEVICE + 1], ids[I_DEVICE + 2] = U(size), lo, hi
-    elif field == FIRST_ID + SESSION:
-        copy_string(text, start, size, columns.session, np.int64(columns.ends[SESSION, place]))
-        ids[I_SESSION], ids[I_SESSION + 1], ids[I_SESSION + 2] = U(size), lo, hi
-    else:
-        copy_string(text, start, size, columns.user, np.int64(columns.ends[USER, place]))
-        ids[I_USER] = U(size)
-        columns.user_hash[place] = lo | U(1)  # 0 means absent
-        columns.valid[USER, place] = 1
 
 
 @piece
@@ -690,7 +469,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                                     key = glue_start + item(glue.info, entry * INFO + KEY_AT)
                                     key_end = key + item(glue.info, entry * INFO + KEY_SIZE)
                                     key_lo, key_hi = U(item(glue.info, entry * INFO + KEY_LO)), U(item(glue.info, entry * INFO + KEY_HI))
-                                n_extras = add_extra(field, key, key_end, np.int64(-1), value_end, key_lo, key_hi, n_extras, scratch, progress)
+                                n_extras = add_extra(field, key, key_end, np.int64(-1), value_end, key_lo, key_hi, n_extras, scratch)
                                 if n_extras > EXTRAS_MAX:
                                     is_large = True
                                     n_extras = np.int64(0)
@@ -709,7 +488,7 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
                         key = glue_start + item(glue.info, entry * INFO + KEY_AT)
                         key_end = key + item(glue.info, entry * INFO + KEY_SIZE)
                         key_lo, key_hi = U(item(glue.info, entry * INFO + KEY_LO)), U(item(glue.info, entry * INFO + KEY_HI))
-                    n_extras = add_extra(field, key, key_end, value_start, value_end, key_lo, key_hi, n_extras, scratch, progress)
+                    n_extras = add_extra(field, key, key_end, value_start, value_end, key_lo, key_hi, n_extras, scratch)
                     if n_extras > EXTRAS_MAX:
                         is_large = True
                         n_extras = np.int64(0)
@@ -781,34 +560,6 @@ def decode_records(text, starts, ends, offsets, append_ts, per_line, rows_max, b
     progress[P_TOTAL_ROWS] += row
     progress[P_BYTES] = used_bytes
     progress[P_STATUS] = status
-
-
-def new_columns(rows: int, text_bytes: int) -> Columns:
-    """Room for ``rows`` rows whose strings hold at most ``text_bytes`` (and one longest line) a column."""
-    capacity = text_bytes + LINE_BYTES_MAX + PADDING  # untouched pages cost nothing
-    data = [np.empty(capacity, np.uint8) for _ in range(4)]
-    valid = np.zeros((6, rows), np.uint8)  # four string columns, then duplicate and late
-    valid[:2] = 1  # device_id and session_id are never null
-    i64 = np.int64
-    return Columns(
-        np.empty(rows, np.int8), np.empty(rows, np.int8), np.empty(rows, i64), np.empty((INTS, rows), i64),
-        np.empty((CODES, rows), np.int32), valid, np.zeros((4, rows + 1), np.int32), *data,
-        np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.empty(rows, i64),
-        np.empty(rows, np.int32), np.empty(rows, i64),
-    )  # fmt: skip
-
-
-def new_scratch() -> Scratch:
-    """Scratch room, untouched where it can be, and the table of known keys."""
-    names = np.zeros((len(FIELD_NAMES), 32), np.uint8)
-    for i, name in enumerate(FIELD_NAMES):
-        names[i, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-    keys = np.zeros(KEY_SLOTS * KEY_WORDS, np.uint64)
-    fill_keys(names, np.array([len(n) for n in FIELD_NAMES], np.int64), keys)
-    return Scratch(
-        np.empty((7, EXTRAS_MAX + 1), np.int64), np.zeros(EXTRA_SLOTS + 1, np.int64), np.empty(LINE_BYTES_MAX + 16, np.uint8),
-        np.empty(LINE_BYTES_MAX + 4 * PADDING, np.uint8), keys, np.zeros(8, np.uint64),
-    )  # fmt: skip
 
 
 def warm_up() -> None:
