@@ -5,14 +5,19 @@ from __future__ import annotations
 import secrets as entropy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
+from weakref import WeakSet
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from keystone.events import (
     DEAD_LETTER_BYTES_MAX,
     DICTIONARY_COLUMNS,
     EVENT_NAMES,
+    FIRST_DIMENSION,
+    I32,
     LINE_BYTES_MAX,
     PADDING,
     REASONS,
@@ -24,6 +29,7 @@ from keystone.events import (
     StringColumn,
 )  # fmt: skip
 from keystone.kernels import decode as kernel
+from keystone.kernels import fields
 from keystone.kernels import words as word_kernel
 from keystone.kernels.columns import take_rows
 from keystone.kernels.glue import Glue, new_glue
@@ -33,8 +39,16 @@ ROWS_MAX = 8192  # of one batch: ~250 B a row keeps its columns near a second-le
 BYTES_MAX = 4 << 20  # of text one batch may take in; bounds the identifier columns
 DEAD_MAX = 1024  # dead letters of one kernel call; more make another call
 
+#: Strings that dictionaries may come to before those that no session uses are forgotten, or twice what sessions used the last
+#: time, if that is more: so that forgetting costs less than learning did. 262,144 of 16 bytes take ~40 MB with their codes.
+DICTIONARY_ENTRIES_MAX: Final = 1 << 18
+DICTIONARY_BYTES_MAX: Final = 32 << 20  # the same for the bytes of their text: a value may have 1 MiB
+
 _DUPLICATE, _LATE = 4, 5  # rows of ``Columns.valid`` behind the four string columns
 PHASES = ("startup", "seek")  # codes 0 and 1 of the phase column; the kernel knows them
+_PHASE = DICTIONARY_COLUMNS.index("phase")
+_FIXED = {0: len(EVENT_NAMES), _PHASE: len(PHASES)}  # codes that always stand for the same
+Flags = npt.NDArray[np.bool_]
 
 
 class Dictionaries:
@@ -43,18 +57,21 @@ class Dictionaries:
     Codes never change while the object lives (``compact`` makes a new one). ``event`` codes 0..4 are EVENT_NAMES.
     """
 
-    def __init__(self, *, seed: int | None = None) -> None:
-        source = np.random.default_rng(entropy.randbits(128) if seed is None else seed)
-        self._secrets: U64 = source.integers(0, 1 << 63, 8, dtype=np.uint64) << np.uint64(1) | np.uint64(1)
+    def __init__(self, *, seed: int | None = None, words: word_kernel.Words | None = None) -> None:
+        """New ones, with random secrets where no ``seed`` is given; or those of a table that ``compact`` made."""
         columns = len(DICTIONARY_COLUMNS)
         self._values: list[list[str]] = [[] for _ in range(columns)]
         self._arrow: list[pa.Array | None] = [None] * columns
         self._seen = 0
-        self.words = word_kernel.new_words(columns, self._secrets)
+        if words is not None:
+            self.words = words
+            return
+        source = np.random.default_rng(entropy.randbits(128) if seed is None else seed)
+        self.words = word_kernel.new_words(columns, source.integers(0, 1 << 63, 8, dtype=np.uint64) << np.uint64(1) | np.uint64(1))
         for name in EVENT_NAMES:
             self.intern(0, name.encode())
         for name in PHASES:
-            self.intern(DICTIONARY_COLUMNS.index("phase"), name.encode())
+            self.intern(_PHASE, name.encode())
 
     def intern(self, column: int, value: bytes) -> int:
         """Code of ``value`` (UTF-8) in the column, new if need be."""
@@ -74,6 +91,39 @@ class Dictionaries:
         start, sizes, column, code = (np.concatenate((a, np.zeros_like(a))) for a in (words.start, words.size, words.column, words.code))
         self.words = word_kernel.Words(slots, arena, start, sizes, column, code, words.codes_used, words.state, words.secrets)
         word_kernel.rehash(words.slots, self.words)
+
+    def compact(self, live: Sequence[Flags | None]) -> tuple[Dictionaries, list[I32]]:
+        """New dictionaries with the live codes only, numbered anew without gaps, and for each column ``mapping[old]``: new or -1.
+
+        ``live`` has for each of DICTIONARY_COLUMNS a flag a code (codes beyond its end are dead), or None: none is live.
+        EVENT_NAMES and PHASES stay, with their codes; other spellings of EVENT_NAMES are forgotten. Order is kept, and
+        the secrets are, so that session keys stay. This object stays as it is, for whoever still holds its codes.
+        """
+        old = self.words
+        entries, size = int(old.state[word_kernel.COUNT]), int(old.state[word_kernel.BYTES])
+        mappings = [self._mapping(column, live[column]) for column in range(len(DICTIONARY_COLUMNS))]
+        first = np.cumsum([0, *(mapping.size for mapping in mappings)])[:-1]
+        codes = np.concatenate(mappings)[first[old.column[:entries]] + old.code[:entries]]
+        is_alias = (old.column[:entries] == 0) & (codes < len(EVENT_NAMES)) & (np.arange(entries) >= len(EVENT_NAMES))
+        is_kept = (codes >= 0) & ~is_alias
+        numbers = np.cumsum(is_kept) - 1
+
+        slots = old.slots.reshape(-1, word_kernel.SLOT_WORDS)
+        slots = slots[slots[:, 3] != 0]
+        places = (slots[:, 3] & word_kernel.LOW_32).astype(np.int64) - 1
+        slots, places = slots[is_kept[places]], places[is_kept[places]]
+        slots[:, 3] = (numbers[places] + 1 | codes[places].astype(np.int64) << 32).astype(np.uint64)
+        text = old.arena[:size][np.repeat(is_kept, old.size[:entries])]  # strings lie end to end, in the order of their entries
+
+        compacted = _words_of(slots, text, old.size[:entries][is_kept], old.column[:entries][is_kept], codes[is_kept], old.secrets)
+        return Dictionaries(words=compacted), mappings
+
+    def _mapping(self, column: int, live: Flags | None) -> I32:
+        is_live = np.zeros(self.size(column), np.bool_)
+        if live is not None:
+            is_live[: live.size] = live[: is_live.size]
+        is_live[: _FIXED.get(column, 0)] = True
+        return np.where(is_live, np.cumsum(is_live) - 1, -1).astype(np.int32)
 
     def _catch_up(self) -> None:
         words = self.words
@@ -114,9 +164,44 @@ class Dictionaries:
         return int(self.words.state[word_kernel.COUNT])
 
     @property
+    def text_bytes(self) -> int:
+        """Bytes of these strings."""
+        return int(self.words.state[word_kernel.BYTES])
+
+    @property
     def state_bytes(self) -> int:
         """Bytes allocated."""
         return sum(array.nbytes for array in self.words)
+
+
+def _words_of(slots: U64, text: U8, sizes: npt.NDArray[np.int64], column: npt.NDArray[np.int64], code: I32, secrets: U64) -> word_kernel.Words:
+    """A table of these entries, with as much room again. ``slots`` (entries, SLOT_WORDS) in any order."""
+    count = sizes.size
+    words = word_kernel.new_words(len(DICTIONARY_COLUMNS), secrets)
+    room = words.start.size
+    while room < 2 * count:
+        room *= 2
+    start, size, columns, codes = (np.zeros(room, np.int64) for _ in range(4))
+    start[:count], size[:count], columns[:count], codes[:count] = np.cumsum(sizes) - sizes, sizes, column, code
+    arena = np.empty(max(words.arena.size, 2 * text.size), np.uint8)
+    arena[: text.size] = text
+    words.codes_used[:] = np.bincount(column, minlength=words.codes_used.size)
+    words.state[[word_kernel.COUNT, word_kernel.BYTES]] = count, text.size
+    table = word_kernel.Words(
+        np.zeros(2 * room * word_kernel.SLOT_WORDS, np.uint64), arena, start, size, columns, codes, words.codes_used, words.state, secrets
+    )
+    word_kernel.rehash(slots.reshape(-1), table)
+    return table
+
+
+class CodeHolder(Protocol):
+    """Whoever keeps dictionary codes of dimensions beyond the batch they came with."""
+
+    def live_codes(self, dimension: int) -> Flags:
+        """Which codes of CODED_DIMENSIONS[dimension] are in use; the highest may be the last."""
+
+    def renumber(self, dictionaries: Dictionaries, mappings: Sequence[I32]) -> None:
+        """Use ``dictionaries`` from now on: replace each code by ``mappings[column][code]``, >= 0 for every code in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +232,45 @@ def as_kernel_text(text: U8) -> U8:
 
 
 class Decoder:
-    """Decodes the records of any number of partitions; one thread. Holds the learned spelling and the dictionaries."""
+    """Decodes the records of any number of partitions; one thread. Holds the learned spelling and the dictionaries.
 
-    def __init__(self, *, rows_max: int = ROWS_MAX, bytes_max: int = BYTES_MAX, seed: int | None = None) -> None:
+    The dictionaries stay within ``entries_max`` and ``text_bytes_max``, or twice what the sessions used, and what one batch
+    brings: beyond that, before the next batch, ``dictionaries`` is replaced by a new object. Who keeps codes is in
+    ``holders`` (weakly), and is renumbered then.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows_max: int = ROWS_MAX,
+        bytes_max: int = BYTES_MAX,
+        seed: int | None = None,
+        entries_max: int = DICTIONARY_ENTRIES_MAX,
+        text_bytes_max: int = DICTIONARY_BYTES_MAX,
+    ) -> None:
         self.rows_max, self.bytes_max = rows_max, bytes_max
         self.dictionaries = Dictionaries(seed=seed)
+        self.holders: WeakSet[CodeHolder] = WeakSet()
+        self.compactions = 0
+        self._limits = self._due = (entries_max, text_bytes_max)
         self._glue: Glue = new_glue()
-        self.columns = kernel.new_columns(rows_max, bytes_max)
-        self._scratch = kernel.new_scratch()
+        self.columns = fields.new_columns(rows_max, bytes_max)
+        self._scratch = fields.new_scratch()
         self._dead = np.zeros((5, DEAD_MAX), np.int64)
         self._progress = np.zeros(12, np.int64)
 
     def decode(self, records: Records, *, per_line: bool = False) -> Iterator[Decoded]:
         """Decode all records, a batch of at most ``rows_max`` rows at a time, in log order.
 
-        Each batch is overwritten by the next. Nothing in the bytes makes this raise: a line that cannot be used is a
-        dead letter. ``per_line``: every line counts as a record of its own: offset = the record's offset + the line's
-        number in it, line = 0.
+        Each batch is overwritten by the next, and its codes are good for ``dictionaries`` until then. Nothing in the bytes
+        makes this raise: a line that cannot be used is a dead letter. ``per_line``: every line counts as a record of its
+        own: offset = the record's offset + the line's number in it, line = 0.
         """
         text = as_kernel_text(records.text)
         progress = self._progress
         progress[kernel.P_RECORD], progress[kernel.P_AT] = 0, -1
         while True:
+            self._compact_when_due()
             kernel.decode_records(
                 text, records.starts, records.ends, records.offsets, records.append_ts_ms, int(per_line), self.rows_max, self.bytes_max,
                 self.columns, self._glue, self.dictionaries.words, self._scratch, self._dead, progress,
@@ -179,6 +281,30 @@ class Decoder:
                 self.dictionaries.grow()
             elif status == kernel.STATUS_DONE:
                 return
+
+    def _compact_when_due(self) -> None:
+        dictionaries = self.dictionaries
+        if dictionaries.entries > self._due[0] or dictionaries.text_bytes > self._due[1]:
+            self.compact_dictionaries()
+
+    def compact_dictionaries(self) -> None:
+        """Forget every string that no holder uses. Between batches only."""
+        live = [self._live_codes(column) for column in range(len(DICTIONARY_COLUMNS))]
+        self.dictionaries, mappings = self.dictionaries.compact(live)
+        for holder in self.holders:
+            holder.renumber(self.dictionaries, mappings)
+        self._due = max(self._limits[0], 2 * self.dictionaries.entries), max(self._limits[1], 2 * self.dictionaries.text_bytes)
+        self.compactions += 1
+
+    def _live_codes(self, column: int) -> Flags | None:
+        """Which codes of a column some holder uses; of those before the dimensions nobody keeps any."""
+        if column < FIRST_DIMENSION:
+            return None
+        is_live = np.zeros(self.dictionaries.size(column), np.bool_)
+        for holder in self.holders:
+            used = holder.live_codes(column - FIRST_DIMENSION)
+            is_live[: used.size] |= used
+        return is_live
 
     def _decoded(self, records: Records, *, per_line: bool) -> Decoded:
         progress = self._progress
@@ -200,7 +326,7 @@ class Decoder:
         return self.dictionaries.state_bytes
 
 
-def batch_of(columns: kernel.Columns, partition: int, rows: int) -> EventBatch:
+def batch_of(columns: fields.Columns, partition: int, rows: int) -> EventBatch:
     """The first ``rows`` rows as a batch; nothing is copied."""
     c = columns
     device, session, user, extra = (
@@ -218,7 +344,7 @@ class PartitionSplitter:
 
     def __init__(self, decoder: Decoder, partitions: int) -> None:
         self._source = decoder.columns
-        self._target = kernel.new_columns(decoder.rows_max, decoder.bytes_max)
+        self._target = fields.new_columns(decoder.rows_max, decoder.bytes_max)
         self._partitions = partitions
 
     def split(self, batch: EventBatch, wanted: Sequence[int]) -> Iterator[EventBatch]:

@@ -54,6 +54,7 @@ class PartitionPipeline:
     ) -> None:
         self.partition = partition
         self.sessions = SessionTable(config.session, config.detection, decoder.dictionaries, has_log_time=has_log_time, sessions_expected=sessions_expected)
+        decoder.holders.add(self.sessions)
         self._decoder = decoder
         self._has_log_time = has_log_time
         self._on_batch = on_batch or _ignore

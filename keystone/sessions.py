@@ -9,6 +9,7 @@ ends the run with its own ``ts``; the ``event_ts`` of ``open_stall`` is that of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -148,6 +149,15 @@ class SessionTable:
     def remap(self, dimension: int, mapping: I32) -> None:
         """After the dictionaries are renumbered: replace each code by ``mapping[code]`` (>= 0 for every live one)."""
         self._memory.remap(dimension, mapping)
+
+    def renumber(self, dictionaries: DictionaryStore, mappings: Sequence[I32]) -> None:
+        """Use ``dictionaries`` from now on, with the codes ``mappings[column][code]``; columns are DICTIONARY_COLUMNS.
+
+        Closed sessions that were handed out keep the dictionaries that they were made with.
+        """
+        for dimension, mapping in enumerate(mappings[FIRST_DIMENSION:]):
+            self.remap(dimension, mapping)
+        self._dictionaries = dictionaries
 
     def _begin(self) -> Applied:
         self._memory.state[kernel.APPLIED : kernel.CLOSED + 1] = 0

@@ -204,8 +204,10 @@ def _rehearse(spec: SessionSpec) -> None:
     lines = [f'{{"event":"{kind}","ts":{1_000 + i},"seq":{i},{name}}}'.encode() for i, kind in enumerate(kinds)]
     with tempfile.TemporaryDirectory(dir=spec.work_dir) as scratch:
         lake = LakeWriter(scratch, spec.config.lake, partitions=[0])
-        pipeline = PartitionPipeline(0, Decoder(), spec.config, on_batch=lake.append)
+        decoder = Decoder()
+        pipeline = PartitionPipeline(0, decoder, spec.config, on_batch=lake.append)
         result = pipeline.step(Records.of([*lines, b"{"]), None)
+        decoder.compact_dictionaries()
         lake.end_step(0)
         lake.close()
         trail = AlertTrail(Path(scratch), "rehearsal")

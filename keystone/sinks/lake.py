@@ -84,6 +84,7 @@ class LakeWriter:
         self._encoder = PageEncoder(has_log_time=has_log_time)
         self._streams: dict[tuple[int, int], _Stream] = {}
         self._known: set[int] = set()
+        self._dictionaries: DictionaryValues | None = None
         self._days: I64 = np.zeros(0, np.int64)
         self._caller_cpu_seconds = 0.0
         self._names = 0
@@ -133,10 +134,15 @@ class LakeWriter:
 
     # --- what it does ---------------------------------------------------------------------------------------------------
     def append(self, batch: EventBatch, dictionaries: DictionaryValues) -> None:
-        """Take every row of ``batch``, which may be overwritten afterwards. Waits while the queue is full."""
+        """Take every row of ``batch``, which may be overwritten afterwards. Waits while the queue is full.
+
+        Other ``dictionaries`` than the last time replace those: every open file begins another row group.
+        """
         started = time.thread_time()
         self._thread.check()
         if batch.rows:
+            if dictionaries is not self._dictionaries:
+                self._use(dictionaries)
             for day, index in self._by_day(batch):
                 if index is None:
                     self._append_batch(self._stream(day, batch, 0, dictionaries), batch)
@@ -246,12 +252,16 @@ class LakeWriter:
         stream = self._streams.get((batch.partition, day))
         if stream is None:
             return self._open_file(day, batch, row, dictionaries)
-        if stream.codes.dictionaries is not dictionaries:  # other codes: another row group
+        return stream
+
+    def _use(self, dictionaries: DictionaryValues) -> None:
+        """Other codes: another row group, of every file, so that replaced dictionaries are not kept for a silent partition."""
+        self._dictionaries = dictionaries
+        for stream in self._streams.values():
             self._end_page(stream)
             self._end_group(stream)
             self._thread.put(0, stream.file.cached.clear)
             stream.codes = GroupCodes(dictionaries)
-        return stream
 
     def _open_file(self, day: int, batch: EventBatch, row: int, dictionaries: DictionaryValues) -> _Stream:
         if batch.partition not in self._known:
