@@ -10,7 +10,7 @@ from bisect import bisect_left
 from typing import Final
 
 from keystone.events import ALERT_LOOP, ALERT_OPEN_STALL, DIMENSIONS, FIRST_DIMENSION, I32, I64, INT_NULL, Alert
-from keystone.kernels import sessions as kernel
+from keystone.kernels import session_rows as layout
 from keystone.session_state import DictionaryStore
 
 KINDS: Final = (ALERT_LOOP, ALERT_OPEN_STALL)  # by the kernel's numbers
@@ -46,22 +46,22 @@ def _alert(
     row: list[int], codes: list[int], names: tuple[str, str, str | None], ladder_kbps: tuple[int, ...], dictionaries: DictionaryStore, partition: int
 ) -> Alert:
     device_id, session_id, user_id = names
-    kind = KINDS[row[kernel.A_KIND]]
-    seq, bitrate = row[kernel.A_SEQ], row[kernel.A_BITRATE]
+    kind = KINDS[row[layout.A_KIND]]
+    seq, bitrate = row[layout.A_SEQ], row[layout.A_BITRATE]
     bitrate_kbps = None if bitrate == INT_NULL else bitrate
     text = dictionaries.text
     words = [None if code < 0 else text(column, code) for column, code in enumerate(codes, FIRST_DIMENSION)]
     return Alert(
-        alert_id=alert_id(device_id, session_id, row[kernel.A_START_TS], row[kernel.A_ORDINAL], kind),
+        alert_id=alert_id(device_id, session_id, row[layout.A_START_TS], row[layout.A_ORDINAL], kind),
         kind=kind,
         device_id=device_id,
         session_id=session_id,
-        event_ts=row[kernel.A_EVENT_TS],
+        event_ts=row[layout.A_EVENT_TS],
         seq=None if seq == INT_NULL else seq,
-        buffers_in_run=row[kernel.A_RUN],
+        buffers_in_run=row[layout.A_RUN],
         bitrate_kbps=bitrate_kbps,
         recommended_bitrate_kbps=recommended_bitrate_kbps(ladder_kbps, bitrate_kbps),
         dimensions=dict(zip(DIMENSIONS, (user_id, *words), strict=True)),
-        append_ts_ms=row[kernel.A_APPEND_TS],
+        append_ts_ms=row[layout.A_APPEND_TS],
         partition=partition,
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from keystone.events import CODED_DIMENSIONS, END_REASONS, FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, U8
-from keystone.kernels import sessions as kernel
+from keystone.kernels import session_rows as layout
 from keystone.session_state import DictionaryStore
 
 _COUNTS: Final = ("events", "buffers", "errors", "duplicates", "late", "alerts")
@@ -130,20 +130,20 @@ def _joined(arrays: Iterable[pa.Array]) -> pa.ChunkedArray:
 
 def _columns(numbers: I64) -> list[pa.Array]:
     """The columns between the identifiers and the dimensions."""
-    start_ts, end_ts, startup, stall_ms = (numbers[:, k] for k in (kernel.C_START_TS, kernel.C_END_TS, kernel.C_STARTUP, kernel.C_STALL_MS))
+    start_ts, end_ts, startup, stall_ms = (numbers[:, k] for k in (layout.C_START_TS, layout.C_END_TS, layout.C_STARTUP, layout.C_STALL_MS))
     duration = end_ts - start_ts
     has_startup = startup != INT_NULL
     left = duration - np.where(has_startup, startup, 0)
     playing = np.where(stall_ms >= left, 0, left - np.minimum(stall_ms, left))  # no overflow, however large stall_ms
-    counts = (kernel.C_EVENTS, kernel.C_BUFFERS, kernel.C_ERRORS, kernel.C_DUPLICATES, kernel.C_LATE, kernel.C_ALERTS)
+    counts = (layout.C_EVENTS, layout.C_BUFFERS, layout.C_ERRORS, layout.C_DUPLICATES, layout.C_LATE, layout.C_ALERTS)
     return [
         *(pa.array(column) for column in (start_ts, end_ts, duration, playing)),
         pa.array(startup, mask=~has_startup),
         pa.array(stall_ms),
         *(pa.array(numbers[:, k]) for k in counts),
-        _mean(numbers[:, kernel.C_BITRATE_SUM], numbers[:, kernel.C_BITRATES]),
-        _named(numbers[:, kernel.C_REASON], END_REASONS),
-        _named(numbers[:, kernel.C_OUTCOME], OUTCOMES),
+        _mean(numbers[:, layout.C_BITRATE_SUM], numbers[:, layout.C_BITRATES]),
+        _named(numbers[:, layout.C_REASON], END_REASONS),
+        _named(numbers[:, layout.C_OUTCOME], OUTCOMES),
     ]
 
 

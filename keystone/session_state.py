@@ -17,6 +17,7 @@ import numpy.typing as npt
 from keystone.config import DetectionConfig, SessionConfig
 from keystone.errors import SessionsFull, UsageError
 from keystone.events import DICTIONARY_COLUMNS, FIRST_DIMENSION, I32, I64
+from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.kernels.arena import CLASSES, NONE, UNIT
 
@@ -86,29 +87,29 @@ class TableMemory:
         watches = detection.open_stall_ms <= session.timeout_ms  # else the timeout comes first, always
         self._rules = (session.timeout_ms, session.grace_ms, detection.open_stall_ms if watches else -1, detection.loop_threshold, int(has_log_time))
         self._rows_max = 0
-        self._allocate(max(ROWS_MIN, sessions_expected + kernel.CHUNK), SIDES_MIN, ARENA_MIN, _slots_for(sessions_expected + kernel.CHUNK))
+        self._allocate(max(ROWS_MIN, sessions_expected + layout.CHUNK), SIDES_MIN, ARENA_MIN, _slots_for(sessions_expected + layout.CHUNK))
         self._bind()
 
     def _allocate(self, rows: int, sides: int, units: int, slots: int) -> None:
         self._rows_max, self._high_rows = rows, 0
-        self._rows = Mapping(rows * kernel.ROW_BYTES)
-        self._side = Mapping(sides * kernel.SIDE_WORDS * 8)
+        self._rows = Mapping(rows * layout.ROW_BYTES)
+        self._side = Mapping(sides * layout.SIDE_WORDS * 8)
         self._arena = Mapping(units * UNIT)
         self._high = Mapping(1)
-        self._index: npt.NDArray[np.uint32] = np.full(slots, kernel.EMPTY, np.uint32)
-        self._blocks: I64 = np.full(_blocks_for(rows), kernel.NEVER, np.int64)
-        self._superblocks: I64 = np.full((self._blocks.size >> kernel.SUPER_SHIFT) + 1, kernel.NEVER, np.int64)
+        self._index: npt.NDArray[np.uint32] = np.full(slots, layout.EMPTY, np.uint32)
+        self._blocks: I64 = np.full(_blocks_for(rows), layout.NEVER, np.int64)
+        self._superblocks: I64 = np.full((self._blocks.size >> layout.SUPER_SHIFT) + 1, layout.NEVER, np.int64)
         self._free: I64 = np.full(CLASSES, NONE, np.int64)
-        self.state: I64 = np.zeros(kernel.STATE_WORDS, np.int64)
-        self.state[[kernel.ROW_FREE, kernel.SIDE_FREE]] = NONE
-        self._candidates: I64 = np.zeros(kernel.CHUNK, np.int64)
+        self.state: I64 = np.zeros(layout.STATE_WORDS, np.int64)
+        self.state[[layout.ROW_FREE, layout.SIDE_FREE]] = NONE
+        self._candidates: I64 = np.zeros(layout.CHUNK, np.int64)
 
     def _bind(self) -> None:
-        row_words = self._rows.view(np.int64)[: self._rows_max * kernel.ROW_WORDS]
+        row_words = self._rows.view(np.int64)[: self._rows_max * layout.ROW_WORDS]
         side = self._side.view(np.int64)
-        self.table = kernel.Table(
-            row_words, row_words.view(np.uint32), row_words.view(np.uint16), self._high.view(np.uint16)[: self._high_rows * kernel.DIMS],
-            side[: side.size // kernel.SIDE_WORDS * kernel.SIDE_WORDS], self._arena.view(np.uint8), self._arena.view(np.uint32),
+        self.table = layout.Table(
+            row_words, row_words.view(np.uint32), row_words.view(np.uint16), self._high.view(np.uint16)[: self._high_rows * layout.DIMS],
+            side[: side.size // layout.SIDE_WORDS * layout.SIDE_WORDS], self._arena.view(np.uint8), self._arena.view(np.uint32),
             self._index, self._blocks, self._superblocks, self._free, self.state, self._candidates, *self._rules,
         )  # fmt: skip
 
@@ -116,11 +117,11 @@ class TableMemory:
     def make_room(self, reason: int) -> None:
         """Do what a kernel asked for by its REASON (the ROOM_ ones but ROOM_OUT). Raises ``SessionsFull``."""
         grow: dict[int, Callable[[], None]] = {
-            kernel.ROOM_ROWS: self._grow_rows,
-            kernel.ROOM_INDEX: self._grow_index,
-            kernel.ROOM_SIDES: self._grow_sides,
-            kernel.ROOM_ARENA: self._grow_arena,
-            kernel.ROOM_HIGH: self._add_high,
+            layout.ROOM_ROWS: self._grow_rows,
+            layout.ROOM_INDEX: self._grow_index,
+            layout.ROOM_SIDES: self._grow_sides,
+            layout.ROOM_ARENA: self._grow_arena,
+            layout.ROOM_HIGH: self._add_high,
         }
         grow[reason]()
         self._bind()
@@ -134,21 +135,21 @@ class TableMemory:
                 f"{self.active:,} sessions are active in one partition, session.sessions_max is {self.sessions_max:,}: raise it, or take more partitions"
             )
         self._release()
-        self._rows_max = min(self._rows_max * GROWTH, self.sessions_max + 2 * kernel.CHUNK)
-        self._rows.grow(self._rows_max * kernel.ROW_BYTES)
+        self._rows_max = min(self._rows_max * GROWTH, self.sessions_max + 2 * layout.CHUNK)
+        self._rows.grow(self._rows_max * layout.ROW_BYTES)
         if self._high_rows:
             self._high_rows = self._rows_max
-            self._high.grow(self._rows_max * kernel.DIMS * 2)
-        more = np.full(_blocks_for(self._rows_max), kernel.NEVER, np.int64)
+            self._high.grow(self._rows_max * layout.DIMS * 2)
+        more = np.full(_blocks_for(self._rows_max), layout.NEVER, np.int64)
         more[: self._blocks.size] = self._blocks
-        over = np.full((more.size >> kernel.SUPER_SHIFT) + 1, kernel.NEVER, np.int64)
+        over = np.full((more.size >> layout.SUPER_SHIFT) + 1, layout.NEVER, np.int64)
         over[: self._superblocks.size] = self._superblocks
         self._blocks, self._superblocks = more, over
 
     def _grow_index(self) -> None:
         if self._index.size >= SLOTS_MAX:
             raise SessionsFull(f"{self.active:,} sessions are active in one partition: take more partitions")
-        self._index = np.full(self._index.size * 2, kernel.EMPTY, np.uint32)
+        self._index = np.full(self._index.size * 2, layout.EMPTY, np.uint32)
         self._bind()
         kernel.fill_index(self.table)
 
@@ -158,11 +159,11 @@ class TableMemory:
         self._side.grow(size)
 
     def _grow_arena(self) -> None:
-        if 2 * int(self.state[kernel.UNITS_FREE]) > int(self.state[kernel.UNITS]) and int(self.state[kernel.UNITS_FREE]) > WASTE_MIN:
+        if 2 * int(self.state[layout.UNITS_FREE]) > int(self.state[layout.UNITS]) and int(self.state[layout.UNITS_FREE]) > WASTE_MIN:
             self._compact_arena()
             return
-        longest = int(self.state[[kernel.LONGEST_DEVICE, kernel.LONGEST_SESSION, kernel.LONGEST_USER]].sum())
-        size = GROWTH * self.table.arena.nbytes + 2 * kernel.CHUNK_OF_LONG * (longest + kernel.LONG_BYTES)
+        longest = int(self.state[[layout.LONGEST_DEVICE, layout.LONGEST_SESSION, layout.LONGEST_USER]].sum())
+        size = GROWTH * self.table.arena.nbytes + 2 * layout.CHUNK_OF_LONG * (longest + layout.LONG_BYTES)
         self._release()
         self._arena.grow(size)
 
@@ -172,25 +173,25 @@ class TableMemory:
         size = old.arena.nbytes
         self._arena = Mapping(size)
         self._free = np.full(CLASSES, NONE, np.int64)
-        self.state[[kernel.UNITS, kernel.UNITS_FREE]] = 0
+        self.state[[layout.UNITS, layout.UNITS_FREE]] = 0
         self._bind()
         kernel.move_blobs(old, self.table)
 
     def _add_high(self) -> None:
         self._high_rows = self._rows_max
-        self._high = Mapping(self._rows_max * kernel.DIMS * 2)
+        self._high = Mapping(self._rows_max * layout.DIMS * 2)
 
     # --- figures ------------------------------------------------------------------------------------------------
     @property
     def active(self) -> int:
-        return int(self.state[kernel.ACTIVE])
+        return int(self.state[layout.ACTIVE])
 
     @property
     def state_bytes(self) -> int:
         """Bytes ever written: rows, side rows and strings up to their highest place, index, timer bounds."""
-        rows = int(self.state[kernel.ROWS])
-        used = rows * kernel.ROW_BYTES + int(self.state[kernel.SIDES]) * kernel.SIDE_WORDS * 8 + int(self.state[kernel.UNITS]) * UNIT
-        return used + self._index.nbytes + self._blocks.nbytes + self._superblocks.nbytes + min(rows, self._high_rows) * kernel.DIMS * 2
+        rows = int(self.state[layout.ROWS])
+        used = rows * layout.ROW_BYTES + int(self.state[layout.SIDES]) * layout.SIDE_WORDS * 8 + int(self.state[layout.UNITS]) * UNIT
+        return used + self._index.nbytes + self._blocks.nbytes + self._superblocks.nbytes + min(rows, self._high_rows) * layout.DIMS * 2
 
     # --- dictionary codes ---------------------------------------------------------------------------------------
     def live_codes(self, dimension: int) -> npt.NDArray[np.bool_]:
@@ -202,20 +203,20 @@ class TableMemory:
 
     def remap(self, dimension: int, mapping: I32) -> None:
         """Replace each code by ``mapping[code]``; every live code must have one >= 0."""
-        if mapping.size and int(mapping.max()) >= kernel.U16 and not self._high_rows:
-            self.make_room(kernel.ROOM_HIGH)
+        if mapping.size and int(mapping.max()) >= layout.U16 and not self._high_rows:
+            self.make_room(layout.ROOM_HIGH)
         kernel.change_codes(self.table, dimension, np.ascontiguousarray(mapping, np.int32))
 
     # --- snapshot -----------------------------------------------------------------------------------------------
     def snapshot(self, dictionaries: DictionaryStore) -> dict[str, npt.NDArray[Any]]:
         """Everything as arrays of their own, dictionary strings included."""
         state, rows = self.state, self.active
-        words, side = np.zeros(rows * kernel.ROW_WORDS, np.int64), np.zeros(int(state[kernel.SIDES_USED]) * kernel.SIDE_WORDS, np.int64)
-        high = np.zeros(rows * kernel.DIMS if self._high_rows else 0, np.uint16)
-        units = np.zeros(max(1, int(state[kernel.UNITS] - state[kernel.UNITS_FREE])), np.uint32)
+        words, side = np.zeros(rows * layout.ROW_WORDS, np.int64), np.zeros(int(state[layout.SIDES_USED]) * layout.SIDE_WORDS, np.int64)
+        high = np.zeros(rows * layout.DIMS if self._high_rows else 0, np.uint16)
+        units = np.zeros(max(1, int(state[layout.UNITS] - state[layout.UNITS_FREE])), np.uint32)
         counters = state.copy()
         counters[:] = 0
-        counters[[kernel.ROW_FREE, kernel.SIDE_FREE]] = NONE
+        counters[[layout.ROW_FREE, layout.SIDE_FREE]] = NONE
         free: I64 = np.full(CLASSES, NONE, np.int64)
         copy = self.table._replace(
             words=words, halves=words.view(np.uint32), shorts=words.view(np.uint16), high=high, side=side, arena=units.view(np.uint8), units=units,
@@ -242,12 +243,12 @@ class TableMemory:
         if int(arrays["format"][0]) != SNAPSHOT_FORMAT:
             raise UsageError(f"the snapshot has format {int(arrays['format'][0])}, this version reads {SNAPSHOT_FORMAT}: replay the log instead")
         words, side, high, units = arrays["rows"], arrays["side"], arrays["high"], arrays["strings"]
-        rows = words.size // kernel.ROW_WORDS
+        rows = words.size // layout.ROW_WORDS
         if rows > self.sessions_max:
             raise SessionsFull(f"the snapshot holds {rows:,} sessions, session.sessions_max is {self.sessions_max:,}: raise it")
         del self.table
-        sides = side.size // kernel.SIDE_WORDS + SIDES_MIN
-        self._allocate(max(ROWS_MIN, rows + kernel.CHUNK), sides, units.size + ARENA_MIN, _slots_for(rows + kernel.CHUNK))
+        sides = side.size // layout.SIDE_WORDS + SIDES_MIN
+        self._allocate(max(ROWS_MIN, rows + layout.CHUNK), sides, units.size + ARENA_MIN, _slots_for(rows + layout.CHUNK))
         if high.size:
             self._add_high()
         self.state[:] = arrays["state"]
@@ -274,7 +275,7 @@ class TableMemory:
 
 
 #: Counters that a copy takes over as they are; ``gather`` counts the others anew.
-_KEPT_COUNTERS: Final = (kernel.LONGEST_DEVICE, kernel.LONGEST_SESSION, kernel.LONGEST_USER, kernel.LOG_TIME, kernel.SWEPT_AT)
+_KEPT_COUNTERS: Final = (layout.LONGEST_DEVICE, layout.LONGEST_SESSION, layout.LONGEST_USER, layout.LOG_TIME, layout.SWEPT_AT)
 
 
 def _slots_for(sessions: int) -> int:
@@ -282,7 +283,7 @@ def _slots_for(sessions: int) -> int:
 
 
 def _blocks_for(rows: int) -> int:
-    return -(-rows // kernel.BLOCK_ROWS)
+    return -(-rows // layout.BLOCK_ROWS)
 
 
 def _check_limits(session: SessionConfig, detection: DetectionConfig) -> None:
@@ -292,7 +293,5 @@ def _check_limits(session: SessionConfig, detection: DetectionConfig) -> None:
         "detection.open_stall_ms": detection.open_stall_ms,
     }
     for name, value in durations.items():
-        if not 0 <= value < kernel.DURATION_LIMIT_MS:
-            raise UsageError(f"{name} = {value} must be at least 0 and below {kernel.DURATION_LIMIT_MS} (12 days)")
-
-
+        if not 0 <= value < layout.DURATION_LIMIT_MS:
+            raise UsageError(f"{name} = {value} must be at least 0 and below {layout.DURATION_LIMIT_MS} (12 days)")

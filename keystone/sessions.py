@@ -19,6 +19,7 @@ import numpy.typing as npt
 from keystone.config import DetectionConfig, SessionConfig
 from keystone.detect import alerts_of
 from keystone.events import FIRST_DIMENSION, I32, I64, Alert, EventBatch
+from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.session_records import Names, SessionRecords, names_of
 from keystone.session_state import DictionaryStore, TableMemory
@@ -79,7 +80,7 @@ class SessionTable:
     @property
     def log_time_ms(self) -> int:
         """The highest log time seen."""
-        return int(self._memory.state[kernel.LOG_TIME])
+        return int(self._memory.state[layout.LOG_TIME])
 
     def apply(self, batch: EventBatch) -> Applied:
         """Apply a batch in log order, timers included that are due at each event for its session.
@@ -92,21 +93,21 @@ class SessionTable:
         if batch.rows == 0:
             return done
         events = _events(batch)
-        state[kernel.AT] = 0
+        state[layout.AT] = 0
         while True:
             kernel.apply_events(self._memory.table, self._out, events)
-            reason = int(state[kernel.REASON])
-            if reason == kernel.DONE:
+            reason = int(state[layout.REASON])
+            if reason == layout.DONE:
                 break
-            if reason == kernel.ROOM_OUT:
+            if reason == layout.ROOM_OUT:
                 self._drain(done)
                 self._widen_out()
-            elif reason == kernel.SWEEP:
-                self._sweep(max(self.log_time_ms, int(batch.append_ts_ms[state[kernel.AT]])), done)
+            elif reason == layout.SWEEP:
+                self._sweep(max(self.log_time_ms, int(batch.append_ts_ms[state[layout.AT]])), done)
             else:
                 self._memory.make_room(reason)
         self._drain(done)
-        done.applied, done.duplicates, done.late = (int(state[k]) for k in (kernel.APPLIED, kernel.DUPLICATES, kernel.LATE))
+        done.applied, done.duplicates, done.late = (int(state[k]) for k in (layout.APPLIED, layout.DUPLICATES, layout.LATE))
         return done
 
     def advance(self, log_time_ms: int) -> Applied:
@@ -123,11 +124,11 @@ class SessionTable:
         """The end of a plain file: close what is open as ``open``, what is stopped as ``stop``."""
         done = self._begin()
         state = self._memory.state
-        state[kernel.AT] = 0
+        state[layout.AT] = 0
         while True:
             kernel.close_rows(self._memory.table, self._out)
             self._drain(done)
-            if int(state[kernel.REASON]) == kernel.DONE:
+            if int(state[layout.REASON]) == layout.DONE:
                 return done
             self._widen_out()
 
@@ -160,58 +161,58 @@ class SessionTable:
         self._dictionaries = dictionaries
 
     def _begin(self) -> Applied:
-        self._memory.state[kernel.APPLIED : kernel.CLOSED + 1] = 0
+        self._memory.state[layout.APPLIED : layout.CLOSED + 1] = 0
         return Applied([], _NO_ROWS, SessionRecords(self._dictionaries))
 
     def _sweep(self, log_time_ms: int, done: Applied) -> None:
         while True:
             kernel.sweep(self._memory.table, self._out, log_time_ms)
             self._drain(done)
-            if int(self._memory.state[kernel.REASON]) == kernel.DONE:
+            if int(self._memory.state[layout.REASON]) == layout.DONE:
                 return
             self._widen_out()
 
     def _drain(self, done: Applied) -> None:
         """Take alerts and closed sessions out of the kernel's arrays."""
         state, out = self._memory.state, self._out
-        alerts, closed = int(state[kernel.ALERTS]), int(state[kernel.CLOSED])
-        state[kernel.ALERTS : kernel.CLOSED + 1] = 0
+        alerts, closed = int(state[layout.ALERTS]), int(state[layout.CLOSED])
+        state[layout.ALERTS : layout.CLOSED + 1] = 0
         if alerts:
-            numbers = out.alerts[: alerts * kernel.ALERT_WORDS].reshape(alerts, -1)
+            numbers = out.alerts[: alerts * layout.ALERT_WORDS].reshape(alerts, -1)
             names = names_of(out.alert_text, out.alert_ends, alerts)
-            codes = out.alert_codes[: alerts * kernel.DIMS].reshape(alerts, -1)
+            codes = out.alert_codes[: alerts * layout.DIMS].reshape(alerts, -1)
             done.alerts += alerts_of(numbers, codes, names, self._ladder_kbps, self._dictionaries, self._partition)
-            done.alert_rows = np.concatenate((done.alert_rows, numbers[:, kernel.A_EVENT_ROW]))
+            done.alert_rows = np.concatenate((done.alert_rows, numbers[:, layout.A_EVENT_ROW]))
         if closed:
             done.sessions.take(
-                out.closed[: closed * kernel.CLOSED_WORDS].reshape(closed, -1).copy(),
-                out.closed_codes[: closed * kernel.DIMS].reshape(closed, -1).copy(),
+                out.closed[: closed * layout.CLOSED_WORDS].reshape(closed, -1).copy(),
+                out.closed_codes[: closed * layout.DIMS].reshape(closed, -1).copy(),
                 Names.copy_of(out.closed_text, out.closed_ends, closed),
             )
 
     def _widen_out(self) -> None:
         """Room for a chunk of the longest names seen (fresh memory: untouched pages cost nothing)."""
         state = self._memory.state
-        longest = int(max(state[kernel.LONGEST_DEVICE], state[kernel.LONGEST_SESSION], state[kernel.LONGEST_USER]))
-        if longest * 3 * (self._out.closed.size // kernel.CLOSED_WORDS) > self._out.closed_text.size:
+        longest = int(max(state[layout.LONGEST_DEVICE], state[layout.LONGEST_SESSION], state[layout.LONGEST_USER]))
+        if longest * 3 * (self._out.closed.size // layout.CLOSED_WORDS) > self._out.closed_text.size:
             self._out = _new_out(longest)
 
 
-def _new_out(name_bytes: int) -> kernel.Out:
-    closed, alerts = (CLOSED_MAX, ALERTS_MAX) if name_bytes <= kernel.LONG_BYTES else (4 * kernel.BLOCK_ROWS, 4 * kernel.BLOCK_ROWS)
-    return kernel.Out(
-        np.empty(alerts * kernel.ALERT_WORDS, np.int64), np.empty(alerts * kernel.DIMS, np.int32), np.empty(3 * alerts * name_bytes, np.uint8),
+def _new_out(name_bytes: int) -> layout.Out:
+    closed, alerts = (CLOSED_MAX, ALERTS_MAX) if name_bytes <= layout.LONG_BYTES else (4 * layout.BLOCK_ROWS, 4 * layout.BLOCK_ROWS)
+    return layout.Out(
+        np.empty(alerts * layout.ALERT_WORDS, np.int64), np.empty(alerts * layout.DIMS, np.int32), np.empty(3 * alerts * name_bytes, np.uint8),
         np.empty(3 * alerts, np.int64),
-        np.empty(closed * kernel.CLOSED_WORDS, np.int64), np.empty(closed * kernel.DIMS, np.int32), np.empty(3 * closed * name_bytes, np.uint8),
+        np.empty(closed * layout.CLOSED_WORDS, np.int64), np.empty(closed * layout.DIMS, np.int32), np.empty(3 * closed * name_bytes, np.uint8),
         np.empty(3 * closed, np.int64),
     )  # fmt: skip
 
 
-def _events(batch: EventBatch) -> kernel.Events:
+def _events(batch: EventBatch) -> layout.Events:
     # Row 0 of a matrix and the distance of its rows: the same type whether the matrix is whole or a slice of a wider one.
     ints, codes = batch.ints[0], batch.codes[FIRST_DIMENSION]
     device, session, user = batch.device_id, batch.session_id, batch.user_id
-    return kernel.Events(
+    return layout.Events(
         batch.rows, batch.kind, batch.ts, ints, batch.ints.strides[0] // 8, codes, batch.codes.strides[0] // 4,
         batch.key_lo.view(np.int64), batch.key_hi.view(np.int64), batch.user_hash.view(np.int64), batch.append_ts_ms,
         device.offsets, device.data, session.offsets, session.data, user.offsets, user.data, user.valid, batch.duplicate, batch.late,

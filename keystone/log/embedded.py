@@ -144,9 +144,7 @@ class EmbeddedLog:
         return cls(shape, control, clock or SystemClock(), append_wait_max_ms)
 
     @classmethod
-    def open(
-        cls, directory: Path | str, *, partitions: int | None = None, append_wait_max_ms: int = 30_000, clock: Clock | None = None
-    ) -> EmbeddedLog:
+    def open(cls, directory: Path | str, *, partitions: int | None = None, append_wait_max_ms: int = 30_000, clock: Clock | None = None) -> EmbeddedLog:
         """The log that is in ``directory``; ``UsageError`` where there is none of ours, or it has not ``partitions``."""
         path = Path(directory).absolute()
         shape = _read_description(path)

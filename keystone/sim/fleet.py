@@ -175,9 +175,7 @@ class PartitionFleet:
             chunk = min(wanted - done, self._events.size // seat.EVENT)
             chunk = devices.advance(self._fleet, self._model, chunk, done, step_q20, start_ms, self._events, self._intended, self._truth)
             begin = at
-            at = encoder.encode(
-                self._events, chunk, self._texts, self.plan.epoch_ms, self._text, at, self.plan.frame_bytes_max, self._frames, frame
-            )
+            at = encoder.encode(self._events, chunk, self._texts, self.plan.epoch_ms, self._text, at, self.plan.frame_bytes_max, self._frames, frame)
             done += chunk
             while self._frames[frame, 1] != at - 1:
                 frame += 1
