@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from measure import cpu_seconds, report
 
+from benchmarks.measure import cpu_seconds, report
 from keystone.log.base import LogReader, LogWriter
 from keystone.log.embedded import EmbeddedLog, default_directory
 

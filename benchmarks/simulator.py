@@ -22,8 +22,8 @@ os.environ["POLARS_MAX_THREADS"] = "1"  # as the kernels are; read when polars i
 import orjson
 import polars as pl
 import psutil
-from measure import cpu_seconds, report
 
+from benchmarks.measure import cpu_seconds, report
 from keystone.kernels import devices, encode, seats
 from keystone.sim.fleet import PartitionFleet
 from keystone.sim.plan import FleetPlan

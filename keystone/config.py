@@ -66,20 +66,10 @@ class LakeConfig(_Frozen):
     queue_bytes_max: Positive = 32 << 20  # pages between the step and the writing thread: ~1M rows; more only hides a slow disk
 
 
-class LogConfig(_Frozen):
-    """The embedded log; sizes are of one partition."""
-
-    segment_bytes: Positive = 16 << 20  # the unit of retention; 64k events of 260 B
-    retention_bytes: Positive = 256 << 20  # 1M events: a reader may lag 4 s behind 250k events/s before the writer waits
-    record_bytes_max: Positive = 4 << 20  # a line of 1 MiB is still an event, and frames hold some
-    append_wait_max_ms: Positive = 30_000  # a reader that takes longer than this to make room is dead
-
-
 class Config(_Frozen):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
     lake: LakeConfig = LakeConfig()
-    log: LogConfig = LogConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -207,7 +197,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
 
 def _check_together(config: Config, origins: Mapping[str, str]) -> None:
     """Settings that each make sense alone, but not together. A test may build such a tree; a run may not."""
-    session, detection, lake, log = config.session, config.detection, config.lake, config.log
+    session, detection, lake = config.session, config.detection, config.lake
     rules = (
         (
             session.timeout_ms > detection.open_stall_ms,
@@ -218,16 +208,6 @@ def _check_together(config: Config, origins: Mapping[str, str]) -> None:
             lake.file_rows_max >= lake.row_group_rows,
             ("lake.file_rows_max", lake.file_rows_max, "must be at least", "lake.row_group_rows", lake.row_group_rows),
             "lower row_group_rows: a file holds at least one row group",
-        ),
-        (
-            log.retention_bytes >= 2 * log.segment_bytes,
-            ("log.retention_bytes", log.retention_bytes, "must be at least twice", "log.segment_bytes", log.segment_bytes),
-            "lower segment_bytes: one segment is written while another is read",
-        ),
-        (
-            2 * log.record_bytes_max <= log.segment_bytes,
-            ("log.record_bytes_max", log.record_bytes_max, "must be at most half of", "log.segment_bytes", log.segment_bytes),
-            "raise segment_bytes, or large frames leave segments half empty",
         ),
     )
     for holds, (left, left_value, relation, right, right_value), cure in rules:

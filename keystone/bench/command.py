@@ -22,7 +22,7 @@ from keystone.bench.stopping import StopSignal
 from keystone.config import Config
 from keystone.errors import UsageError
 
-RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", "lake", ".work")
+RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", "lake", ".lake.writing", ".work")
 CONFIRMATIONS_MAX = 3  # runs of the full length that a search may take to find one that passes
 
 

@@ -14,7 +14,7 @@ import click
 from keystone.errors import UsageError
 
 SUMMARY = "summary.json"
-RESULTS = (SUMMARY, "alerts.ndjson", "dead_letters.ndjson", "sessions.parquet", "lake", ".work", "standard_input.ndjson")
+RESULTS = (SUMMARY, "alerts.ndjson", "dead_letters.ndjson", "sessions.parquet", "lake", ".lake.writing", ".work", "standard_input.ndjson")
 SHOW_EVERY_S = 0.25
 EXIT_PASS, EXIT_FAIL = 0, 1
 

@@ -144,3 +144,14 @@ def test_thresholds_can_be_tried(tmp_path: Path) -> None:
     expected = reference_file(text, loop_threshold=2, ladder_kbps=(100, 200))
     assert sorted(row["alert_id"] for row in lines_of(tmp_path / "out" / "alerts.ndjson")) == sorted(row["alert_id"] for row in expected.alerts)
     assert {row["recommended_bitrate_kbps"] for row in lines_of(tmp_path / "out" / "alerts.ndjson")} <= {100, 200}
+
+
+def test_what_a_killed_replay_left_is_replaced(tmp_path: Path) -> None:
+    """The lake's unfinished files lie beside it, under a name that the next replay knows as its own."""
+    (tmp_path / "events.ndjson").write_bytes(dirty_text(1, 50))
+    out = tmp_path / "out"
+    (out / ".lake.writing").mkdir(parents=True)
+    (out / ".lake.writing" / ".p00000-1.tmp").write_bytes(b"torn")
+    (out / ".sessions.parquet-7.tmp").write_bytes(b"torn")
+    assert replay(out, str(tmp_path / "events.ndjson")).exit_code == 0
+    assert {path.name for path in out.iterdir()} == {"alerts.ndjson", "sessions.parquet", "dead_letters.ndjson", "summary.json", "lake"}

@@ -89,7 +89,7 @@ MISTAKES_IN_FILES = [
     ("[session]\ntimeout_s = 5", r"session\.timeout_s is no setting: did you mean session\.timeout_ms\?"),
     ("[session]\nxyz = 5", r"session\.xyz is no setting: remove it, or choose one of session\.timeout_ms, session\.grace_ms, session\.sessions_max$"),
     ("[sesion]\ntimeout_ms = 5", r"sesion is no setting: did you mean session\?$"),
-    ("[sinks]\nport = 5", r"sinks is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*, log\.\*$"),
+    ("[sinks]\nport = 5", r"sinks is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*$"),
     ("timeout_ms = 5", r"timeout_ms is no setting: did you mean session\.timeout_ms\?$"),
     ("[session]\ntimeout_ms = 'abc'", r"session\.timeout_ms = 'abc' must be a valid integer"),
     ("[session]\ntimeout_ms = -1", r"session\.timeout_ms = -1 must be greater than 0$"),
@@ -101,8 +101,6 @@ MISTAKES_IN_FILES = [
     ("a =", r"is not TOML: "),
     ("[session]\ntimeout_ms = 5", r"session\.timeout_ms = 5 must exceed detection\.open_stall_ms = 10000: raise timeout_ms, or "),
     ("[lake]\nfile_rows_max = 5", r"lake\.file_rows_max = 5 must be at least lake\.row_group_rows = 131072: lower row_group_rows"),
-    ("[log]\nretention_bytes = 17000000", r"log\.retention_bytes = 17000000 must be at least twice log\.segment_bytes = 16777216: lower"),
-    ("[log]\nrecord_bytes_max = 9000000", r"log\.record_bytes_max = 9000000 must be at most half of log\.segment_bytes = 16777216: raise"),
 ]
 
 
