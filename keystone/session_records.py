@@ -76,7 +76,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class _Closed:
-    """What one kernel call closed: ``numbers`` (rows, CLOSED_WORDS), ``codes`` (rows, coded dimensions)."""
+    """What one kernel call closed: ``numbers`` (CLOSED_WORDS, rows), ``codes`` (coded dimensions, rows)."""
 
     numbers: I64
     codes: I32
@@ -95,7 +95,7 @@ class SessionRecords:
 
     @property
     def rows(self) -> int:
-        return sum(chunk.numbers.shape[0] for chunk in self.chunks)
+        return sum(chunk.numbers.shape[1] for chunk in self.chunks)
 
     def __len__(self) -> int:
         return self.rows
@@ -117,10 +117,10 @@ class SessionRecords:
         """One table with SESSION_SCHEMA."""
         if not self.chunks:
             return SESSION_SCHEMA.empty_table()
-        numbers = np.concatenate([chunk.numbers for chunk in self.chunks])
-        codes = np.concatenate([chunk.codes for chunk in self.chunks])
+        numbers = np.concatenate([chunk.numbers for chunk in self.chunks], axis=1)
+        codes = np.concatenate([chunk.codes for chunk in self.chunks], axis=1)
         ids = [_joined(chunk.names.column(k) for chunk in self.chunks) for k in range(3)]
-        coded = [_texts(codes[:, d], FIRST_DIMENSION + d, self.dictionaries) for d in range(len(CODED_DIMENSIONS))]
+        coded = [_texts(codes[d], FIRST_DIMENSION + d, self.dictionaries) for d in range(len(CODED_DIMENSIONS))]
         return pa.Table.from_arrays([ids[0], ids[1], *_columns(numbers), ids[2], *coded], schema=SESSION_SCHEMA)
 
 
@@ -130,7 +130,7 @@ def _joined(arrays: Iterable[pa.Array]) -> pa.ChunkedArray:
 
 def _columns(numbers: I64) -> list[pa.Array]:
     """The columns between the identifiers and the dimensions."""
-    start_ts, end_ts, startup, stall_ms = (numbers[:, k] for k in (layout.C_START_TS, layout.C_END_TS, layout.C_STARTUP, layout.C_STALL_MS))
+    start_ts, end_ts, startup, stall_ms = (numbers[k] for k in (layout.C_START_TS, layout.C_END_TS, layout.C_STARTUP, layout.C_STALL_MS))
     duration = end_ts - start_ts
     has_startup = startup != INT_NULL
     left = duration - np.where(has_startup, startup, 0)
@@ -140,10 +140,10 @@ def _columns(numbers: I64) -> list[pa.Array]:
         *(pa.array(column) for column in (start_ts, end_ts, duration, playing)),
         pa.array(startup, mask=~has_startup),
         pa.array(stall_ms),
-        *(pa.array(numbers[:, k]) for k in counts),
-        _mean(numbers[:, layout.C_BITRATE_SUM], numbers[:, layout.C_BITRATES]),
-        _named(numbers[:, layout.C_REASON], END_REASONS),
-        _named(numbers[:, layout.C_OUTCOME], OUTCOMES),
+        *(pa.array(numbers[k]) for k in counts),
+        _mean(numbers[layout.C_BITRATE_SUM], numbers[layout.C_BITRATES]),
+        _named(numbers[layout.C_REASON], END_REASONS),
+        _named(numbers[layout.C_OUTCOME], OUTCOMES),
     ]
 
 

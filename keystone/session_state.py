@@ -113,6 +113,15 @@ class TableMemory:
             self._index, self._blocks, self._superblocks, self._free, self.state, self._candidates, *self._rules,
         )  # fmt: skip
 
+    def clear(self) -> None:
+        """Forget every session at once; the memory stays."""
+        self.state[[layout.ACTIVE, layout.ROWS, layout.SIDES, layout.SIDES_USED, layout.UNITS, layout.UNITS_FREE]] = 0
+        self.state[[layout.ROW_FREE, layout.SIDE_FREE]] = NONE
+        self._index.fill(layout.EMPTY)
+        self._blocks.fill(layout.NEVER)
+        self._superblocks.fill(layout.NEVER)
+        self._free.fill(NONE)
+
     # --- growth -------------------------------------------------------------------------------------------------
     def make_room(self, reason: int) -> None:
         """Do what a kernel asked for by its REASON (the ROOM_ ones but ROOM_OUT). Raises ``SessionsFull``."""

@@ -129,6 +129,7 @@ class SessionTable:
             kernel.close_rows(self._memory.table, self._out)
             self._drain(done)
             if int(state[layout.REASON]) == layout.DONE:
+                self._memory.clear()
                 return done
             self._widen_out()
 
@@ -185,8 +186,8 @@ class SessionTable:
             done.alert_rows = np.concatenate((done.alert_rows, numbers[:, layout.A_EVENT_ROW]))
         if closed:
             done.sessions.take(
-                out.closed[: closed * layout.CLOSED_WORDS].reshape(closed, -1).copy(),
-                out.closed_codes[: closed * layout.DIMS].reshape(closed, -1).copy(),
+                out.closed.reshape(layout.CLOSED_WORDS, -1)[:, :closed].copy(),
+                out.closed_codes.reshape(layout.DIMS, -1)[:, :closed].copy(),
                 Names.copy_of(out.closed_text, out.closed_ends, closed),
             )
 

@@ -91,8 +91,8 @@ class Out(NamedTuple):
     alert_codes: np.ndarray  # int32 (DIMS * capacity)
     alert_text: np.ndarray  # uint8
     alert_ends: np.ndarray  # int64
-    closed: np.ndarray  # int64 (CLOSED_WORDS * capacity)
-    closed_codes: np.ndarray  # int32
+    closed: np.ndarray  # int64 (CLOSED_WORDS, capacity), flat: a column's values lie together, as Arrow wants them
+    closed_codes: np.ndarray  # int32 (DIMS, capacity), flat
     closed_text: np.ndarray  # uint8
     closed_ends: np.ndarray  # int64
 
@@ -314,13 +314,14 @@ def write_names(t, row, text, ends, place):
 
 
 @callee
-def write_codes(t, row, codes, place):
+def write_codes(t, row, codes, first, step):
+    """Write a row's dimension codes to ``codes[first]``, ``codes[first + step]``, ..."""
     flags = t.shorts[row * ROW_SHORTS + FLAGS]
     for d in range(DIMS):
         code = np.int64(t.shorts[row * ROW_SHORTS + FIRST_DIM + d])
         if flags & HIGH:
             code |= np.int64(t.high[row * DIMS + d]) << 16
-        codes[place * DIMS + d] = code - 1
+        codes[first + d * step] = code - 1
 
 
 # --- index ----------------------------------------------------------------------------------------------------------

@@ -242,12 +242,12 @@ def _write_closed(t, out, row, reason):
     (end_ts, _, _, events, buffers, errors, duplicates, late, alerts, startup, stall_ms, run, stall_start, _, bitrate_sum, bitrates) = load_row(t, row, flags)
     place = t.state[CLOSED]
     t.state[CLOSED] += 1
-    c, closed = place * CLOSED_WORDS, out.closed
-    closed[c + C_START_TS], closed[c + C_END_TS], closed[c + C_STARTUP] = t.words[row * ROW_WORDS + START_TS], end_ts, startup
-    closed[c + C_STALL_MS] = stall_end(stall_ms, run, stall_start, end_ts)
-    closed[c + C_EVENTS], closed[c + C_BUFFERS], closed[c + C_ERRORS] = events, buffers, errors
-    closed[c + C_DUPLICATES], closed[c + C_LATE], closed[c + C_ALERTS] = duplicates, late, alerts
-    closed[c + C_BITRATE_SUM], closed[c + C_BITRATES], closed[c + C_REASON] = bitrate_sum, bitrates, reason
+    room, closed = out.closed.size // CLOSED_WORDS, out.closed
+    closed[C_START_TS * room + place], closed[C_END_TS * room + place], closed[C_STARTUP * room + place] = t.words[row * ROW_WORDS + START_TS], end_ts, startup
+    closed[C_STALL_MS * room + place] = stall_end(stall_ms, run, stall_start, end_ts)
+    closed[C_EVENTS * room + place], closed[C_BUFFERS * room + place], closed[C_ERRORS * room + place] = events, buffers, errors
+    closed[C_DUPLICATES * room + place], closed[C_LATE * room + place], closed[C_ALERTS * room + place] = duplicates, late, alerts
+    closed[C_BITRATE_SUM * room + place], closed[C_BITRATES * room + place], closed[C_REASON * room + place] = bitrate_sum, bitrates, reason
     outcome = 3
     if flags & FATAL_AFTER:
         outcome = 0
@@ -255,8 +255,8 @@ def _write_closed(t, out, row, reason):
         outcome = 1
     elif flags & HAD_HEARTBEAT:
         outcome = 2
-    closed[c + C_OUTCOME] = outcome
-    write_codes(t, row, out.closed_codes, place)
+    closed[C_OUTCOME * room + place] = outcome
+    write_codes(t, row, out.closed_codes, place, room)
     write_names(t, row, out.closed_text, out.closed_ends, place)
     if flags & HAS_SIDE:
         free_side(t, np.int64(t.halves[row * ROW_HALVES + SUM_OR_SIDE]))
@@ -270,7 +270,7 @@ def _write_alert(t, out, row, event_row, kind, start_ts, event_ts, seq, run, bit
     a, alerts = place * ALERT_WORDS, out.alerts
     alerts[a + A_EVENT_ROW], alerts[a + A_KIND], alerts[a + A_START_TS], alerts[a + A_EVENT_TS] = event_row, kind, start_ts, event_ts
     alerts[a + A_SEQ], alerts[a + A_RUN], alerts[a + A_BITRATE], alerts[a + A_ORDINAL], alerts[a + A_APPEND_TS] = seq, run, bitrate, ordinal, append_ts
-    write_codes(t, row, out.alert_codes, place)
+    write_codes(t, row, out.alert_codes, place * DIMS, 1)
     write_names(t, row, out.alert_text, out.alert_ends, place)
 
 
@@ -368,7 +368,10 @@ def sweep(t, out, now):
 
 @kernel
 def close_rows(t, out):
-    """Close whatever is kept, from row AT on: stopped sessions by their Stop, others by the end of the file."""
+    """Write a record of whatever is kept, from row AT on: stopped sessions by their Stop, others by the end of the file.
+
+    Rows are not freed one by one: the caller clears the table when this is DONE.
+    """
     state = t.state
     state[REASON] = DONE
     for row in range(state[AT], state[ROWS]):
@@ -378,7 +381,7 @@ def close_rows(t, out):
                 state[AT], state[REASON] = row, ROOM_OUT
                 return
             _write_closed(t, out, row, BY_STOP if flags & STOPPED else BY_END)
-            _free_row(t, row)
+            t.shorts[row * ROW_SHORTS + FLAGS] = 0
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
