@@ -116,54 +116,6 @@ class LineFile:
             os.close(self._file)
 
 
-class AlertFile:
-    """``alerts.ndjson``: one line an alert. Remembers the ids in the file, so that a restarted run repeats none.
-
-    Memory: ~100 B for each alert of the file; alerts are hundreds a second at most, events a million.
-    """
-
-    def __init__(self, path: Path | str, *, keep: bool = True) -> None:
-        """``keep``: go on with an existing file and load its ids; else start anew."""
-        self._file = LineFile(path, keep=keep)
-        self.path = self._file.path
-        self.repeats = 0  # alerts left out because they were there already
-        self._ids = self._load()
-
-    def _load(self) -> set[str]:
-        ids = set()
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file):
-                try:
-                    ids.add(str(orjson.loads(line)["alert_id"]))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UsageError(f"{self.path}, line {number + 1} is no alert of ours: move the file away, or choose another directory") from error
-        return ids
-
-    def __contains__(self, alert_id: str) -> bool:
-        return alert_id in self._ids
-
-    @property
-    def lines(self) -> int:
-        """Lines written by us."""
-        return self._file.lines
-
-    def write(self, alerts: Iterable[Alert]) -> int:
-        """Append the alerts that are new; visible when this returns. Returns how many were."""
-        fresh: dict[str, bytes] = {}
-        for alert in alerts:
-            if alert.alert_id in self._ids or alert.alert_id in fresh:
-                self.repeats += 1
-            else:
-                fresh[alert.alert_id] = alert_line(alert)
-        count = self._file.write_lines(fresh.values())
-        self._ids.update(fresh)
-        return count
-
-    def close(self) -> None:
-        """May be repeated."""
-        self._file.close()
-
-
 class DeadLetterFile:
     """``dead_letters.ndjson``: ``line reason length raw partition offset`` for each line that could not be used.
 
