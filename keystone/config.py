@@ -16,9 +16,9 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from keystone.errors import UsageError
 
@@ -29,6 +29,9 @@ OTHER_VARIABLES = {
     "KEYSTONE_CONFIG": "path of the configuration file",
     "KEYSTONE_CACHE_DIR": "where compiled kernels are kept",
 }
+
+#: Settings that no file of settings and no command line may hold: both are read by more people than need them.
+SECRETS = frozenset({"kafka.sasl_password"})
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -66,10 +69,78 @@ class LakeConfig(_Frozen):
     queue_bytes_max: Positive = 32 << 20  # pages between the step and the writing thread: ~1M rows; more only hides a slow disk
 
 
+class LogsConfig(_Frozen):
+    """What the program says of itself, and how much of it (``keystone/logs.py``)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"  # of our own loggers
+    levels: Mapping[str, Literal["debug", "info", "warning", "error", "critical"]] = Field(default_factory=dict)  # of loggers that begin so
+    format: Literal["auto", "human", "json"] = "auto"  # auto: for people on a terminal, JSON anywhere else
+    queue_records_max: Positive = 4_096  # before the writing thread, and as many in its hands: 2 x 4,096 x ~1 kB = 8 MB
+    repeats_max: Positive = 5  # of one message in a window; those beyond are counted and told in one line
+    repeat_window_ms: Positive = 10_000
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _joined(cls, levels: object) -> object:
+        """TOML reads ``keystone.log = "debug"`` as a table in a table: the same logger as ``"keystone.log"``."""
+        if not isinstance(levels, Mapping):
+            raise ValueError('must be a table such as {kafka = "error"}; in a variable or flag, JSON: {"kafka": "error"}')  # noqa: TRY004 - a message for people
+        return dict(_joined_names(levels, ""))
+
+    @field_validator("levels")
+    @classmethod
+    def _tells_no_secrets(cls, levels: Mapping[str, str]) -> Mapping[str, str]:
+        if any(name.split(".")[0] == "kafka" and level == "debug" for name, level in levels.items()):
+            raise ValueError("would write passwords and payloads, which kafka-python shows at debug: choose info or above for kafka")
+        return levels
+
+
+def _joined_names(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _joined_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+class KafkaConfig(_Frozen):
+    """How the brokers of a ``kafka://`` log are reached and used. Secrets come from files or the environment, never from here."""
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    allow_plaintext: bool = False  # beyond this machine
+    tls_ca_file: str | None = None  # PEM; without one, the system's
+    tls_cert_file: str | None = None  # PEM, of this client, where the brokers ask for one
+    tls_key_file: str | None = None
+    tls_key_password_file: str | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None  # by KEYSTONE_KAFKA__SASL_PASSWORD only
+    sasl_password_file: str | None = None
+    oauth_token_command: tuple[str, ...] = ()  # prints a bearer token, alone or as {"token": ..., "expires_in_s": ...}
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "keystone"
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,200}$")] = "keystone"  # its offsets are for lag tools only; "": none
+    actions_topic: str = "keystone-actions"
+    dead_letters_topic: str = "keystone-dead-letters"
+    connect_timeout_ms: Positive = 8_000  # a wrong address or password is told within 10 s
+    request_timeout_ms: Positive = 5_000  # without an answer the connection is given up and the request repeated elsewhere
+    delivery_timeout_ms: Positive = 120_000  # far above any outage that heals; then the outcome is failed, or unknown
+    metadata_max_age_ms: Positive = 5_000  # within which added partitions and moved leaders are noticed without an error
+    codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"  # by benchmarks/kafka.py, brokers included
+    linger_ms: NotNegative = 5  # records of that long share a batch: a request costs ~1 ms here and as much at the broker
+    batch_bytes_max: Positive = 1_000_000  # unpacked; brokers take 1,048,588 by default
+    send_bytes_max: Positive = 32 << 20  # not acknowledged yet, of one process: ~0.3 s of 400k events/s; then the caller waits
+    fetch_bytes_max: Positive = 4 << 20  # of one partition and answer, packed; larger records come all the same
+    fetch_buffer_bytes_max: Positive = 32 << 20  # fetched and not polled yet, of one process, packed
+    fetch_wait_ms: Positive = 25  # that a broker keeps a fetch without records: 40 a second; log time of a silent partition is as stale
+    append_late_max_ms: NotNegative = 100  # brokers' clocks behind ours, and replication: what log time is held back by
+
+
 class Config(_Frozen):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
     lake: LakeConfig = LakeConfig()
+    kafka: KafkaConfig = KafkaConfig()
+    logs: LogsConfig = LogsConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -83,6 +154,8 @@ def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, f
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, value, origin in (*_from_file(path, env), *_from_env(env), *_from_flags(flags or {})):
+        if name in SECRETS and origin != variable_of(name):
+            raise UsageError(f"{origin}: {name} is a secret: give it by {variable_of(name)}, or write it into a file and name that by {name}_file")
         *tables, leaf = name.split(".")
         node = tree
         for table in tables:
@@ -147,7 +220,8 @@ def _from_env(env: Mapping[str, str]) -> Iterator[Setting]:
             continue
         if variable not in settings:
             raise UsageError(f"{variable} is no setting: {_advice(variable, (*settings, *OTHER_VARIABLES))}")
-        yield settings[variable], _parsed(env[variable]), variable
+        name = settings[variable]
+        yield name, env[variable] if name in SECRETS else _parsed(env[variable]), variable
 
 
 def variable_of(name: str) -> str:
@@ -192,7 +266,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     name = ".".join(str(part) for part in first["loc"])
     origin = next(origin for setting, origin in origins.items() if f"{name}.".startswith(f"{setting}."))
     reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{origin}: {name} = {first['input']!r} {reason}"
+    shown = "..." if name in SECRETS else repr(first["input"])
+    return f"{origin}: {name} = {shown} {reason}"
 
 
 def _check_together(config: Config, origins: Mapping[str, str]) -> None:

@@ -9,7 +9,9 @@ KeystoneError
 │   ├── RecordTooLarge     never as it is: split it
 │   ├── LogInUse           another run writes here: choose another directory
 │   ├── LogClosed          the reader or writer was closed
-│   ├── OffsetOutOfRange   retention overtook the reader, or the offset was never written
+│   ├── LogUnreachable     no broker answers: wait, or look at the brokers; the same may be asked again
+│   ├── OffsetOutOfRange   retention overtook the reader, or the offset was never written: seek
+│   │   └── LogRecreated   the topic was deleted and made anew: the old offsets mean other records now
 │   └── LogCorrupt         a record that had been complete no longer matches its checksum
 └── SinkError
     ├── SinkBusy           the same batch again, later
@@ -57,6 +59,14 @@ class LogClosed(LogError):
 
 class OffsetOutOfRange(LogError):
     """The offset is not, or no longer, in the log."""
+
+
+class LogRecreated(OffsetOutOfRange):
+    """Another log has the name of the one that was read."""
+
+
+class LogUnreachable(LogError):
+    """Nobody answers for the log."""
 
 
 class LogCorrupt(LogError):

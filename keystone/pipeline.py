@@ -46,7 +46,7 @@ class PartitionPipeline:
     """Decode, apply, detect and account for one partition.
 
     ``decoder`` may serve several pipelines of one thread. ``on_batch(batch, dictionaries)`` gets every accepted event,
-    with ``duplicate`` and ``late`` filled in; the batch is overwritten afterwards.
+    with ``duplicate`` and ``late`` filled in; the batch is overwritten afterwards. It may be set later.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PartitionPipeline:
         decoder.holders.add(self.sessions)
         self._decoder = decoder
         self._has_log_time = has_log_time
-        self._on_batch = on_batch or _ignore
+        self.on_batch = on_batch or _ignore
         self._log_time_ms = 0
         self._swept_ms = 0
 
@@ -88,7 +88,7 @@ class PartitionPipeline:
         applied = self.sessions.apply(batch)
         self._collect(applied, result, decoded_ms)
         result.ledger += Ledger(accepted=batch.rows, applied=applied.applied, duplicates=applied.duplicates, late=applied.late)
-        self._on_batch(batch, self._decoder.dictionaries)
+        self.on_batch(batch, self._decoder.dictionaries)
 
     def finish(self) -> StepResult:
         """The end of a plain file: what is still open closes as ``open``."""

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from keystone.config import DetectionConfig, SessionConfig
 from keystone.detect import alerts_of
-from keystone.events import FIRST_DIMENSION, I32, I64, Alert, EventBatch
+from keystone.events import FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, Alert, EventBatch
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.session_records import Names, SessionRecords, names_of
 from keystone.session_state import DictionaryStore, TableMemory
 
-__all__ = ["Applied", "DictionaryStore", "SessionRecords", "SessionTable"]
+__all__ = ["Applied", "DictionaryStore", "SessionLook", "SessionRecords", "SessionTable"]
 
 CLOSED_MAX: Final = 2048  # closed sessions of one kernel call; more make another
 ALERTS_MAX: Final = 512
@@ -42,6 +42,18 @@ class Applied:
     applied: int = 0
     duplicates: int = 0
     late: int = 0
+
+
+class SessionLook(NamedTuple):
+    """Some numbers of a session that is kept, as its record would have them now; ``run`` is its stalls in a row."""
+
+    start_ts: int
+    end_ts: int
+    startup_ms: int | None
+    stall_ms: int
+    playing_ms: int
+    run: int
+    outcome: str
 
 
 class SessionTable:
@@ -132,6 +144,15 @@ class SessionTable:
                 self._memory.clear()
                 return done
             self._widen_out()
+
+    def look(self, key_lo: int, key_hi: int) -> SessionLook | None:
+        """A session as it is now, by the key of its events (EventBatch.key_lo, key_hi); None where it is not kept."""
+        seen = np.zeros(layout.LOOK_WORDS, np.int64)
+        if not kernel.look(self._memory.table, np.uint64(key_lo).astype(np.int64), np.uint64(key_hi).astype(np.int64), seen):
+            return None
+        start_ts, end_ts, startup, stall_ms, run, outcome = seen.tolist()
+        startup_ms = None if startup == INT_NULL else startup
+        return SessionLook(start_ts, end_ts, startup_ms, stall_ms, max(0, end_ts - start_ts - (startup_ms or 0) - stall_ms), run, OUTCOMES[outcome])
 
     def snapshot(self) -> dict[str, npt.NDArray[Any]]:
         """The whole state as arrays of their own, dictionary strings included.

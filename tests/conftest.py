@@ -7,6 +7,10 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.kafka_fixtures import kafka, kafka_cluster, pytest_collection_modifyitems, secure_kafka, topic_name
+
+__all__ = ["kafka", "kafka_cluster", "pytest_collection_modifyitems", "secure_kafka", "topic_name"]
+
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
 settings.register_profile("person", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from keystone.actors.loop import LoopActor
 
 if TYPE_CHECKING:
-    from keystone.log.base import LogWriter
-    from keystone.log.embedded import EmbeddedLog
+    from keystone.config import KafkaConfig
+    from keystone.log.base import Log, LogWriter, Sent
     from keystone.metrics import LatencyHistogram
     from keystone.sim.fleet import Frames, PartitionFleet
     from keystone.sim.plan import FleetPlan
 
 START_WAIT_S = 600.0  # for the order to start, once ready
 SLEEP_MAX_S = 0.25  # so that an order to finish is seen
+FLUSH_WAIT_S = 150.0  # for the outcomes of what was sent: beyond kafka.delivery_timeout_ms each is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,19 @@ class FleetSpec:
 
     name: str
     partitions: tuple[int, ...]
-    log_dir: str
+    log: str  # its URL
     work_dir: str
     plan: FleetPlan
+    kafka: KafkaConfig | None = None  # None: the defaults
+    one_event_per_record: bool = False  # with the device's id as key, instead of frames
 
 
 @dataclass(slots=True)
 class FleetTotals:
-    """What a fleet actor sent. ``truth_paths``: Parquet, one row an expected alert, intended times by the devices' clock."""
+    """What a fleet actor sent. ``truth_paths``: Parquet, one row an expected alert, intended times by the devices' clock.
+
+    ``acknowledged failed unknown``: events by the outcome of their record (``log.base.Sent``); together they are ``events``.
+    """
 
     name: str
     partitions: tuple[int, ...]
@@ -48,6 +54,11 @@ class FleetTotals:
     bytes: int = 0
     sessions: int = 0
     ambiguous: int = 0  # silences whose alert depends on delivery: the truth cannot tell; 0 but in tiny fleets
+    acknowledged: int = 0
+    failed: int = 0
+    unknown: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)  # of failed and unknown records
+    waited_ms: int = 0  # for room in the log, or for its answers
     delays: LatencyHistogram | None = None
     truth_paths: list[str] = field(default_factory=list)
 
@@ -73,7 +84,7 @@ class FleetActor(LoopActor):
         self._start_ms = 0.0  # wall time of the schedule's start
         self._ticks = 0
         self._behind_ms = 0.0
-        self._log: EmbeddedLog
+        self._log: Log
         self._delays: LatencyHistogram
 
     def go(self, start_ms: float) -> None:
@@ -88,12 +99,18 @@ class FleetActor(LoopActor):
         self._log = self._open_log()
         LatencyHistogram().add([0.5])
         self._delays = LatencyHistogram()
-        self._driven = [Driven(p, self._open_fleet(p), self._log.writer(p, preallocate=True)) for p in self._spec.partitions]
+        self._driven = [Driven(p, self._open_fleet(p), self._open_writer(p)) for p in self._spec.partitions]
 
-    def _open_log(self) -> EmbeddedLog:
+    def _open_log(self) -> Log:
+        from keystone.config import KafkaConfig
+        from keystone.log.url import open_log
+
+        return open_log(self._spec.log, self._spec.kafka or KafkaConfig())
+
+    def _open_writer(self, partition: int) -> LogWriter:
         from keystone.log.embedded import EmbeddedLog
 
-        return EmbeddedLog.open(self._spec.log_dir)
+        return self._log.writer(partition, preallocate=True) if isinstance(self._log, EmbeddedLog) else self._log.writer(partition)
 
     def _open_fleet(self, partition: int) -> PartitionFleet:
         from keystone.sim.fleet import PartitionFleet
@@ -126,9 +143,12 @@ class FleetActor(LoopActor):
         return 0.0
 
     def _send(self, writer: LogWriter, frames: Frames) -> None:
-        """Append a tick's frames; the time after the last one counts for all of them."""
+        """Hand over a tick's frames; the time after the last one counts for all of them."""
         for start, end, events in zip(frames.starts.tolist(), frames.ends.tolist(), frames.events.tolist(), strict=True):
-            writer.append(frames.text[start:end], events=events)
+            if self._spec.one_event_per_record:
+                _send_lines(writer, frames.text[start:end].tobytes())
+            else:
+                writer.send(frames.text[start:end], events=events)
         since_start_ms = time.time() * 1_000 - self._start_ms
         sent = int(frames.events.sum())
         self._delays.add(since_start_ms - frames.intended_ms)
@@ -149,14 +169,50 @@ class FleetActor(LoopActor):
             self._totals.bytes += driven.fleet.bytes
             self._totals.sessions += driven.fleet.sessions
             self._totals.ambiguous += driven.fleet.ambiguous_silences
+        until = time.monotonic() + FLUSH_WAIT_S
+        for driven in self._driven:
+            driven.writer.flush(wait_s=max(0.0, until - time.monotonic()))
             driven.writer.close()
+        self._log.close()  # what has no outcome by now is unknown
+        for driven in self._driven:
+            self._add_outcomes(driven.writer.sent)
         self._totals.delays = self._delays
-        self._log.close()
         return self._totals
+
+    def _add_outcomes(self, sent: Sent) -> None:
+        totals = self._totals
+        totals.acknowledged += sent.acknowledged_events
+        totals.failed += sent.failed_events
+        totals.unknown += sent.unknown_events
+        totals.waited_ms += sent.waited_ms
+        for reason, records in sent.reasons.items():
+            totals.reasons[reason] = totals.reasons.get(reason, 0) + records
 
     def _counters(self) -> dict[str, Any]:
         events = self._totals.events
-        return {"events": events, "behind_ms": self._behind_ms, "send_delay_p99_ms": self._delays.quantile(0.99) if events else None}
+        sent = [driven.writer.sent for driven in self._driven]
+        return {
+            "acknowledged": sum(s.acknowledged_events for s in sent),
+            "failed": sum(s.failed_events for s in sent),
+            "unknown": sum(s.unknown_events for s in sent),
+            "waited_ms": sum(s.waited_ms for s in sent),
+            "events": events, "behind_ms": self._behind_ms, "send_delay_p99_ms": self._delays.quantile(0.99) if events else None,
+        }  # fmt: skip
+
+
+def _send_lines(writer: LogWriter, text: bytes) -> None:
+    """Each event as a record of its own, its key the device's id."""
+    import orjson
+
+    from keystone.log.kafka import KafkaWriter
+
+    for line in text.split(b"\n"):
+        if not line:
+            continue
+        if isinstance(writer, KafkaWriter):
+            writer.send(line, events=1, key=orjson.loads(line)["device_id"].encode())
+        else:
+            writer.send(line, events=1)
 
 
 def _rehearse(plan: FleetPlan) -> None:

@@ -56,23 +56,30 @@ class AlertTrail:
             unknown = [float("nan")] * len(untimed)
             self._note(untimed, unknown, unknown, unknown, now_ms)
 
-    def append(self, alerts: Sequence[Alert], *, decoded_ms: Sequence[float], alerted_ms: Sequence[float]) -> None:
-        """Make ``alerts`` visible, but for those that a dead predecessor had said already. One moment an alert."""
+    def append(
+        self, alerts: Sequence[Alert], *, decoded_ms: Sequence[float], alerted_ms: Sequence[float], visible_ms: Sequence[float] | None = None
+    ) -> float:
+        """Make ``alerts`` visible, but for those that a dead predecessor had said already. One moment an alert.
+
+        Returns when they became visible: now, unless ``visible_ms`` says that they were elsewhere, one moment an alert.
+        """
         fresh = [i for i, a in enumerate(alerts) if a.alert_id not in self._said]
         if not fresh:
-            return
+            return time.time() * 1_000
         self._alerts.write_lines(alert_line(alerts[i]) for i in fresh)
-        visible_ms = time.time() * 1_000
+        now_ms = time.time() * 1_000
+        visible = [now_ms if visible_ms is None else visible_ms[i] for i in fresh]
         appended_ms = [float(alerts[i].append_ts_ms) for i in fresh]
-        self._note([alerts[i].alert_id for i in fresh], appended_ms, [decoded_ms[i] for i in fresh], [alerted_ms[i] for i in fresh], visible_ms)
-        self.detect.add(visible_ms - np.array(appended_ms))
+        self._note([alerts[i].alert_id for i in fresh], appended_ms, [decoded_ms[i] for i in fresh], [alerted_ms[i] for i in fresh], visible)
+        self.detect.add(np.array(visible) - np.array(appended_ms))
         self.alerts += len(fresh)
+        return now_ms
 
     def close(self) -> None:
         self._alerts.close()
         os.close(self._moments_fd)
 
-    def _note(self, ids: list[str], appended_ms: list[float], decoded_ms: list[float], alerted_ms: list[float], visible_ms: float) -> None:
+    def _note(self, ids: list[str], appended_ms: list[float], decoded_ms: list[float], alerted_ms: list[float], visible_ms: float | list[float]) -> None:
         rows = np.zeros(len(ids), MOMENTS_DTYPE)
         rows["alert_id"], rows["appended"] = ids, appended_ms
         rows["decoded"], rows["alerted"], rows["visible"] = decoded_ms, alerted_ms, visible_ms

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import orjson
 
 from keystone.actors.runtime import RayRuntime
 from keystone.bench.driver import Driver
+from keystone.bench.logs import BenchLog, EmbeddedBench, KafkaBench
 from keystone.bench.machine import Machine, versions
-from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, check_room, log_home, resolve
+from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, check_room, kafka_url, log_home, resolve
 from keystone.bench.report import Measured, build_report
 from keystone.bench.screen import Progress, ms
 from keystone.bench.search import RateSearch
@@ -31,10 +33,9 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
     machine = Machine.here()
     plan = resolve(options, machine)
     out = Path(options.out).absolute()
-    home, remark = log_home(options, plan, Path(tempfile.gettempdir()))
     config = _load_config(config_file)
     _check_out(out)
-    check_room(plan, machine, out, home)
+    make_log, remark = _log_of(options, plan, machine, out, config)
     with Progress() as progress, StopSignal() as stop:
         progress.say(_headline(plan, machine))
         if remark:
@@ -44,7 +45,7 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
             stop.install()
             if warming.wait() != 0:
                 raise UsageError("the kernels do not compile here: see the message above")
-            driver = Driver(config, home, progress, stop, keep_log=options.keep_log)
+            driver = Driver(config, make_log, progress, stop, keep_log=options.keep_log)
             measured, probes = _search(driver, plan, out) if is_search else (_one(driver, plan, out), None)
     measured.machine, measured.versions = machine.as_dict(), versions()
     measured.config, measured.unit_events_per_s = config.model_dump(mode="json"), unit_events_per_s
@@ -53,6 +54,18 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
         report["search"] = probes
     (out / OWN_FILE).write_bytes(as_json(report))
     return report
+
+
+def _log_of(options: Options, plan: BenchPlan, machine: Machine, out: Path, config: Config) -> tuple[Callable[[BenchPlan], BenchLog], str | None]:
+    """How to make the log of a run, and a remark on where it is. ``UsageError`` where the machine, or a broker, does not have what it takes."""
+    url = kafka_url(options)
+    if url is not None:
+        check_room(plan, machine, out, None)
+        KafkaBench(url, plan, config.kafka).close(keep=False)  # what would be refused is refused before anything is started
+        return lambda chosen: KafkaBench(url, chosen, config.kafka), f"log: {url}"
+    home, remark = log_home(options, plan, Path(tempfile.gettempdir()))
+    check_room(plan, machine, out, home)
+    return lambda chosen: EmbeddedBench(chosen, home), remark
 
 
 def as_json(report: dict[str, Any]) -> bytes:

@@ -19,15 +19,15 @@ from keystone.actors.loop import FINISHED, OVER
 from keystone.actors.session import TIMERS_EVERY_MS, SessionActor, SessionSpec
 from keystone.actors.supervisor import SupervisionError, Supervisor
 from keystone.bench import collect
+from keystone.bench.logs import BenchLog
 from keystone.bench.machine import CpuMeter, wall_ms
-from keystone.bench.plan import SEGMENTS, BenchPlan
+from keystone.bench.plan import BenchPlan
 from keystone.bench.report import Measured
 from keystone.bench.screen import Progress, count, ms
 from keystone.bench.stopping import StopSignal
 from keystone.bench.verdict import LagSample
 from keystone.config import Config
 from keystone.events import ALERT_OPEN_STALL
-from keystone.log.embedded import EmbeddedLog, default_directory
 from keystone.sim.plan import FleetPlan
 
 READY_MAX_S = 600.0  # to build 10M devices and their tables
@@ -38,6 +38,7 @@ OVERRUN_MAX_S = 60.0  # that a fleet may need beyond its schedule to send the re
 CATCH_UP_MAX_S = 60.0  # for the readers, after that
 DUE_MARGIN_S = 2.0  # for the last open stalls to be written
 CLOSE_MAX_S = 120.0  # for the lake
+FLEET_CLOSE_MAX_S = 30.0  # for the log's answers to what was sent last
 FAULT_CLOSE_MAX_S = 10.0  # where an actor is lost, the others get only this long
 
 
@@ -48,7 +49,7 @@ class Run:
     plan: BenchPlan
     config: Config
     out: Path
-    log: EmbeddedLog
+    log: BenchLog
     supervisor: Supervisor
     measured: Measured
     meter: CpuMeter
@@ -69,10 +70,13 @@ class Run:
             lake.mkdir(parents=True)
         for index, own in enumerate(shares(self.plan.partitions, self.plan.session_actors)):
             expected = self.plan.devices * len(own) // self.plan.partitions
-            spec = SessionSpec(f"session-{index}", own, str(self.log.directory), str(self.work_dir), str(lake) if lake else None, self.config, expected)
+            spec = SessionSpec(
+                f"session-{index}", own, self.log.url, str(self.work_dir), str(lake) if lake else None, self.config, expected,
+                output=self.log.output, start_offsets=self.log.start_offsets,
+            )  # fmt: skip
             self.supervisor.add("session", spec.name, _covers(own), SessionActor, spec)
         for index, own in enumerate(shares(self.plan.partitions, self.plan.fleet_actors)):
-            fleet = FleetSpec(f"fleet-{index}", own, str(self.log.directory), str(self.work_dir), fleet_plan)
+            fleet = FleetSpec(f"fleet-{index}", own, self.log.url, str(self.work_dir), fleet_plan, self.config.kafka)
             self.supervisor.add("fleet", fleet.name, _covers(own), FleetActor, fleet)
         self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
 
@@ -93,7 +97,7 @@ class Run:
         elif elapsed_s >= self.plan.seconds + OVERRUN_MAX_S:
             self.measured.faults.append(f"the fleets did not end within {OVERRUN_MAX_S:.0f} s of their schedule")
         self.supervisor.order("fleet", "finish")
-        self.supervisor.wait_until(OVER, "fleet", seconds=FAULT_CLOSE_MAX_S)
+        self.supervisor.wait_until(OVER, "fleet", seconds=FLEET_CLOSE_MAX_S)
 
     def drain(self, due_ms: float) -> None:
         """Until the readers have caught up and every alert expected by wall time ``due_ms`` had its chance."""
@@ -138,7 +142,7 @@ class Run:
         alerts = sum(w.status.get("alerts", 0) for w in self.supervisor.of_kind("session"))
         delays = [f["send_delay_p99_ms"] for f in fleets if f.get("send_delay_p99_ms") is not None]
         detect = [w.status["detect_p99_ms"] for w in self.supervisor.of_kind("session") if w.status.get("detect_p99_ms") is not None]
-        events = self.events_appended()
+        events = self.log.events_appended(self.supervisor)
         self.progress.show(
             at_s,
             {
@@ -157,13 +161,7 @@ class Run:
         return (wall_ms() - self.measured.start_ms) / 1_000
 
     def lag_events(self) -> int:
-        return sum(self.log.lag(p) for p in range(self.plan.partitions))
-
-    def last_append_ms(self) -> int:
-        return max(self.log.stats(p).last_append_ts_ms for p in range(self.plan.partitions))
-
-    def events_appended(self) -> int:
-        return sum(self.log.stats(p).events_appended for p in range(self.plan.partitions))
+        return self.log.lag_events(self.supervisor)
 
 
 @dataclass(slots=True)
@@ -171,7 +169,7 @@ class Driver:
     """Makes runs, one after another, in one Ray."""
 
     config: Config
-    log_home: Path
+    make_log: Callable[[BenchPlan], BenchLog]
     progress: Progress
     stop: StopSignal
     keep_log: bool = False
@@ -182,18 +180,14 @@ class Driver:
         work_dir = out / ".work"
         work_dir.mkdir()
         supervisor = Supervisor(work_dir)
-        log_dir = self.log_home / default_directory().path.name
-        log = EmbeddedLog.create(log_dir, partitions=plan.partitions, segment_bytes=plan.segment_bytes, retention_bytes=plan.segment_bytes * SEGMENTS)
+        log = self.make_log(plan)
         run = Run(plan, self.config, out, log, supervisor, Measured(plan), CpuMeter(supervisor.part_of), self.progress, self.stop)
         try:
             self._phases(run)
         finally:
             supervisor.stop()
-            if self.keep_log:
-                log.close()
-                self.progress.say(f"log kept in {log.directory}")
-            else:
-                log.remove()
+            if (kept := log.close(keep=self.keep_log)) is not None:
+                self.progress.say(kept)
             shutil.rmtree(work_dir, ignore_errors=True)
         return run.measured
 
@@ -211,12 +205,14 @@ class Driver:
         run.drive()
         fleets = run.supervisor.results("fleet")
         truth = collect.read_truth(fleets, measured.start_ms, fleet_plan.epoch_ms)
-        run.drain(_due_ms(truth, run.last_append_ms(), self.config))
+        run.drain(_due_ms(truth, run.log.last_append_ms(), self.config))
         drained_ms = wall_ms()
+        log_full_ms, broker_cpu_s = run.log.full_ms(run.supervisor), run.log.broker_cpu_s()
         sessions = run.close()
         measured.faults += run.supervisor.faults()
         measured.notes += run.supervisor.notes
-        measured.log_full_ms = float(sum(run.log.stats(p).waited_ms for p in range(run.plan.partitions)))
+        measured.log_full_ms = log_full_ms
+        measured.broker_cpu_s = broker_cpu_s
         measured.rss_max_bytes, measured.private_max_bytes = run.meter.rss_max_bytes, run.meter.private_max_bytes
         measured.rss_by_part_bytes = run.meter.rss_by_part_bytes
         if self.stop.is_asked():  # what was not due yet when it ended was not missed

@@ -9,6 +9,8 @@ from typing import Any
 
 from keystone.bench.machine import Machine, free_bytes
 from keystone.errors import UsageError
+from keystone.log.embedded import URL_SCHEME
+from keystone.log.url import KAFKA_SCHEME, KafkaUrl, parse_log_url
 
 EVENTS_PER_S_OF_A_SESSION_ACTOR = 1_000_000  # decode, sessions, lake: 0.5-0.8 us an event
 EVENTS_PER_S_OF_A_FLEET_ACTOR = 2_500_000  # device model, encoding, append: 0.25-0.35 us an event
@@ -25,6 +27,7 @@ SEGMENT_BYTES_MIN = 1 << 20  # a frame must fit twice
 MEMORY_BASE_BYTES = 2 << 30  # Ray, the interpreters, batches
 MEMORY_SHARE = 0.8  # of what is available
 SEARCH_PROBE_S = 12
+BENCH_TOPIC = "keystone-bench"
 OWN_FILE = "report.json"  # what makes a directory recognisably a run's output
 
 
@@ -123,10 +126,18 @@ def _refuse_nonsense(o: Options) -> None:
             raise UsageError(f"{name} {value:,.10g} must be between {low:,.10g} and {high:,.10g}")
 
 
-def check_room(plan: BenchPlan, machine: Machine, out: Path, log_home: Path) -> None:
-    """Refuse a run that the machine cannot hold, before it starts, with one line that says what to change."""
-    log_needs = int(plan.log_bytes * 1.2)
-    if (free := free_bytes(log_home)) < log_needs:
+def kafka_url(options: Options) -> KafkaUrl | None:
+    """The topic of a bench over Kafka; None for the embedded log."""
+    if options.log is None or not options.log.startswith(KAFKA_SCHEME):
+        return None
+    url = parse_log_url(options.log, topic=BENCH_TOPIC)
+    return url if isinstance(url, KafkaUrl) else None
+
+
+def check_room(plan: BenchPlan, machine: Machine, out: Path, log_home: Path | None) -> None:
+    """Refuse a run that the machine cannot hold, before it starts, with one line that says what to change. No ``log_home``: it is elsewhere."""
+    log_needs = int(plan.log_bytes * 1.2) if log_home is not None else 0
+    if log_home is not None and (free := free_bytes(log_home)) < log_needs:
         raise UsageError(f"the log needs {log_needs >> 20:,} MiB, {log_home} has {free >> 20:,} free: choose another place by --log, or a lower --eps")
     lake_needs = int(plan.eps * plan.seconds * BYTES_PER_LAKE_ROW) if plan.lake else 0
     if (free := free_bytes(out)) < lake_needs:
@@ -139,7 +150,7 @@ def check_room(plan: BenchPlan, machine: Machine, out: Path, log_home: Path) -> 
 def log_home(options: Options, plan: BenchPlan, fallback: Path) -> tuple[Path, str | None]:
     """Where the log goes, and a line to say where that is not the obvious place (memory)."""
     if options.log is not None:
-        return Path(options.log), None
+        return Path(options.log.removeprefix(URL_SCHEME)), None
     memory = Path("/dev/shm")  # noqa: S108
     if memory.is_dir() and free_bytes(memory) >= plan.log_bytes * 1.2:
         return memory, None

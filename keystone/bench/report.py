@@ -34,6 +34,7 @@ class Measured:
     lag: list[LagSample] = field(default_factory=list)
     log_full_ms: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)  # by PARTS
+    broker_cpu_s: float | None = None  # of Kafka's brokers on this machine, in no sum
     rss_max_bytes: int = 0
     private_max_bytes: int = 0
     rss_by_part_bytes: dict[str, int] = field(default_factory=dict)
@@ -115,9 +116,10 @@ def _ledger(sums: Sums) -> dict[str, int | None]:
 def _cpu(m: Measured) -> dict[str, float | None]:
     events = m.events
     if events == 0:
-        return dict.fromkeys((*PARTS, "total"))
+        return dict.fromkeys((*PARTS, "total", "broker"))
     parts: dict[str, float | None] = {part: round(m.cpu_s.get(part, 0.0) * 1e6 / events, 4) for part in PARTS}
-    return {**parts, "total": round(sum(m.cpu_s.values()) * 1e6 / events, 4)}
+    broker = None if m.broker_cpu_s is None else round(m.broker_cpu_s * 1e6 / events, 4)
+    return {**parts, "total": round(sum(m.cpu_s.values()) * 1e6 / events, 4), "broker": broker}
 
 
 def _memory(m: Measured) -> dict[str, Any]:

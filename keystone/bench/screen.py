@@ -84,9 +84,10 @@ def _truth_and_ledger(r: dict[str, Any]) -> list[str]:
 
 def _costs(r: dict[str, Any]) -> list[str]:
     cpu, memory = r["cpu_us_per_event"], r["memory"]
+    broker = f"; brokers {cpu['broker']:.3f} beside it" if cpu.get("broker") is not None else ""
     state = f", {memory['bytes_per_session']:,.0f} B a session ({count(memory['sessions_active_max'])} at once)" if memory["bytes_per_session"] else ""
     lines = [
-        "CPU us    " + ("{total:.3f} an event: fleet {fleet:.3f}, sessions {sessions:.3f}, other {other:.3f}".format(**cpu) if r["events"] else "-"),
+        "CPU us    " + ("{total:.3f} an event: fleet {fleet:.3f}, sessions {sessions:.3f}, other {other:.3f}".format(**cpu) if r["events"] else "-") + broker,
         f"memory    {memory['private_max_mib']:,.0f} MiB private, {memory['rss_max_mib']:,.0f} MiB sum of RSS{state}",
     ]
     if "unit" in r:

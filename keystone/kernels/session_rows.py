@@ -59,6 +59,10 @@ LOOP, OPEN_STALL = 0, 1
 CLOSED_WORDS = 14
 BY_STOP, BY_TIMEOUT, BY_END = 0, 1, 2
 
+# --- a look at one session ------------------------------------------------------------------------------------------
+(L_START_TS, L_END_TS, L_STARTUP, L_STALL_MS, L_RUN, L_OUTCOME) = range(6)
+LOOK_WORDS = 6
+
 
 class Table(NamedTuple):
     """A table's memory. ``words halves shorts`` are views of the same rows, ``arena units`` of the same arena."""

@@ -97,6 +97,12 @@ from keystone.kernels.session_rows import (
     HEADER_BYTES,
     HIGH,
     KEY_HI,
+    L_END_TS,
+    L_OUTCOME,
+    L_RUN,
+    L_STALL_MS,
+    L_START_TS,
+    L_STARTUP,
     LAST_BITRATE,
     LATE,
     LOG_TIME,
@@ -235,6 +241,16 @@ def _free_row(t, row):
     t.state[ACTIVE] -= 1
 
 
+@piece
+def _outcome(flags):
+    """Its place in OUTCOMES."""
+    if flags & FATAL_AFTER:
+        return 0
+    if flags & FATAL_BEFORE:
+        return 1
+    return 2 if flags & HAD_HEARTBEAT else 3
+
+
 @callee
 def _write_closed(t, out, row, reason):
     """The session record of a row; frees its side row. The row itself stays."""
@@ -248,14 +264,7 @@ def _write_closed(t, out, row, reason):
     closed[C_EVENTS * room + place], closed[C_BUFFERS * room + place], closed[C_ERRORS * room + place] = events, buffers, errors
     closed[C_DUPLICATES * room + place], closed[C_LATE * room + place], closed[C_ALERTS * room + place] = duplicates, late, alerts
     closed[C_BITRATE_SUM * room + place], closed[C_BITRATES * room + place], closed[C_REASON * room + place] = bitrate_sum, bitrates, reason
-    outcome = 3
-    if flags & FATAL_AFTER:
-        outcome = 0
-    elif flags & FATAL_BEFORE:
-        outcome = 1
-    elif flags & HAD_HEARTBEAT:
-        outcome = 2
-    closed[C_OUTCOME * room + place] = outcome
+    closed[C_OUTCOME * room + place] = _outcome(flags)
     write_codes(t, row, out.closed_codes, place, room)
     write_names(t, row, out.closed_text, out.closed_ends, place)
     if flags & HAS_SIDE:
@@ -621,6 +630,19 @@ def apply_events(t, out, e):
     state[LATE] += late_now
 
 
+@kernel
+def look(t, key_lo, key_hi, seen):
+    """Copy some numbers (L_...) of the session with this key into ``seen``; False where there is none. Changes nothing."""
+    row = find_row(t, key_lo, key_hi)
+    if row < 0:
+        return False
+    flags = np.int64(t.shorts[row * ROW_SHORTS + FLAGS])
+    (end_ts, _, _, _, _, _, _, _, _, startup, stall_ms, run, stall_start, _, _, _) = load_row(t, row, flags)
+    seen[L_START_TS], seen[L_END_TS], seen[L_STARTUP] = t.words[row * ROW_WORDS + START_TS], end_ts, startup
+    seen[L_STALL_MS], seen[L_RUN], seen[L_OUTCOME] = stall_end(stall_ms, run, stall_start, end_ts), run, _outcome(flags)
+    return True
+
+
 # --- whole tables ---------------------------------------------------------------------------------------------------
 @kernel
 def fill_index(t):
@@ -732,6 +754,7 @@ def warm_up():
     for call in (fill_index, wake_all):
         call(table)
     close_rows(table, out)
+    look(table, np.int64(1), np.int64(1), i64)
     gather(table, table)
     move_blobs(table, table)
     mark_codes(table, 0, u8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from keystone.events import U8, Records
@@ -14,8 +15,40 @@ class Appended(NamedTuple):
     append_ts_ms: int
 
 
+class Gap(NamedTuple):
+    """Records that a reader had to pass over, counted instead of lost in silence. Both offsets are among them."""
+
+    partition: int
+    first_offset: int
+    last_offset: int
+    reason: str  # corrupt | retention | recreated
+
+    def __str__(self) -> str:
+        return f"partition {self.partition}, offsets {self.first_offset} to {self.last_offset}: {self.reason}"
+
+
+@dataclass(slots=True)
+class Sent:
+    """How the sends of one writer ended: records and events of each outcome. What is in none is still under way.
+
+    ``acknowledged``: in the log, for as long as the log keeps anything. ``failed``: certainly not in it. ``unknown``: handed over,
+    and no answer came: it may be in the log, once. ``waited_ms``: that callers waited because too much was under way.
+    """
+
+    acknowledged: int = 0
+    acknowledged_events: int = 0
+    failed: int = 0
+    failed_events: int = 0
+    unknown: int = 0
+    unknown_events: int = 0
+    waited_ms: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)  # of failed and unknown records
+
+
 class LogWriter(Protocol):
     """The only writer of one partition."""
+
+    sent: Sent
 
     def append(self, value: bytes | memoryview | U8, *, events: int = 1) -> Appended:
         """Append one record and return its offset and append time.
@@ -26,6 +59,15 @@ class LogWriter(Protocol):
         raises ``LogFull``; nothing was appended then, and the same call may be made again. ``RecordTooLarge`` where the
         value is over the log's limit. ``events`` is how many lines the record holds; it feeds the lag counters only.
         """
+
+    def send(self, value: bytes | memoryview | U8, *, events: int = 1) -> None:
+        """Append, without waiting for the outcome: ``sent`` counts it, at the latest when ``flush`` returns True.
+
+        The value is copied. Waits where too much is under way. Raises what ``append`` raises, where that is known at once.
+        """
+
+    def flush(self, *, wait_s: float) -> bool:
+        """Wait until every send has its outcome; False where that takes longer than ``wait_s``."""
 
     def close(self) -> None:
         """Make everything appended durable as far as the log promises, and release the partition. May be repeated."""
@@ -39,8 +81,10 @@ class LogReader(Protocol):
     def poll(self, *, bytes_max: int, wait_ms: int) -> Records:
         """Return whole records from the current place on, at least one if any is there, and about ``bytes_max`` bytes.
 
-        Waits up to ``wait_ms`` for the first one; then returns an empty ``Records``. Valid until the next poll.
-        Raises ``OffsetOutOfRange`` where retention overtook the place.
+        Waits up to ``wait_ms`` for the first one; then returns an empty ``Records``. Valid until the next poll. A log that is
+        read in the background may return none although there is one: wait, or compare ``position`` with ``end_offset``.
+        Raises ``OffsetOutOfRange`` where retention overtook the place (``LogRecreated`` where another log has its name), each
+        time until ``seek`` moves it.
         """
 
     def seek(self, offset: int) -> None:
@@ -63,6 +107,9 @@ class LogReader(Protocol):
         before; it is 0 where nothing is known. A log that leaves append times to others subtracts
         what they may be late by.
         """
+
+    def take_gaps(self) -> list[Gap]:
+        """What polls had to pass over since the last call, because it cannot be read."""
 
     def commit(self, offset: int) -> None:
         """Say that everything below ``offset`` is consumed: retention may drop it. Never goes back."""

@@ -11,7 +11,7 @@ from typing import Final
 from keystone.clock import Clock, SystemClock
 from keystone.errors import LogClosed, LogFull, LogInUse, OffsetOutOfRange, RecordTooLarge, UsageError
 from keystone.events import U8, Records
-from keystone.log.base import Appended
+from keystone.log.base import Appended, Gap, Sent
 
 RECORDS_MAX: Final = 65_536  # of one poll
 
@@ -114,6 +114,7 @@ class MemoryWriter:
     """The only writer of one partition."""
 
     def __init__(self, log: MemoryLog, kept: _Partition) -> None:
+        self.sent = Sent()
         self._log = log
         self._kept = kept
         self._closed = False
@@ -132,7 +133,17 @@ class MemoryWriter:
             kept.events_appended += events
             kept.retained_bytes += len(copied)
             kept.changed.notify_all()
+            self.sent.acknowledged += 1
+            self.sent.acknowledged_events += events
             return Appended(kept.end_offset - 1, append_ms)
+
+    def send(self, value: bytes | memoryview | U8, *, events: int = 1) -> None:
+        """See ``LogWriter.send``: the outcome is known at once here."""
+        self.append(value, events=events)
+
+    def flush(self, *, wait_s: float) -> bool:  # noqa: ARG002 - the contract's signature
+        """See ``LogWriter.flush``."""
+        return True
 
     def _wait_for_room(self, wanted_bytes: int) -> None:
         kept, log = self._kept, self._log
@@ -231,6 +242,9 @@ class MemoryReader:
                 kept.floor_ms = max(kept.floor_ms, now_ms)
                 self._quiet_ms = max(self._quiet_ms, now_ms)
             return min(self._quiet_ms, now_ms)
+
+    def take_gaps(self) -> list[Gap]:
+        return []
 
     def commit(self, offset: int) -> None:
         kept = self._kept

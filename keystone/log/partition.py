@@ -16,7 +16,7 @@ from keystone.clock import Clock
 from keystone.errors import LogClosed, LogCorrupt, LogFull, LogInUse, OffsetOutOfRange, RecordTooLarge
 from keystone.events import I64, U8, Records
 from keystone.kernels import log as kernels
-from keystone.log.base import Appended
+from keystone.log.base import Appended, Gap, Sent
 from keystone.log.recovery import recover
 from keystone.log.segment import MappedSegment, SegmentCache, SegmentHead, WritableSegment, remove_spares, segment_path
 
@@ -83,6 +83,7 @@ class EmbeddedWriter:
 
     def __init__(self, shape: Shape, partition: int, row: I64, clock: Clock, append_wait_max_ms: int, *, preallocate: bool) -> None:
         self.partition = partition
+        self.sent = Sent()
         self._shape = shape
         self._folder = shape.folder(partition)
         self._row = row
@@ -131,7 +132,17 @@ class EmbeddedWriter:
             append_ms = kernels.append_record(self._array, row, source, self._start, self._room, events, self._clock.now_ms())
         offset = self._next_offset
         self._next_offset = offset + 1
+        self.sent.acknowledged += 1
+        self.sent.acknowledged_events += events
         return Appended(offset, append_ms)
+
+    def send(self, value: bytes | memoryview | U8, *, events: int = 1) -> None:
+        """See ``LogWriter.send``: the outcome is known at once here."""
+        self.append(value, events=events)
+
+    def flush(self, *, wait_s: float) -> bool:  # noqa: ARG002 - the contract's signature
+        """See ``LogWriter.flush``."""
+        return True
 
     def _head(self, number: int) -> SegmentHead:
         row = self._row
@@ -375,6 +386,10 @@ class EmbeddedReader:
         if (mark, offset) != (self._held_mark, self._held_offset):
             self._held_mark, self._held_offset, self._held_since_s = mark, offset, now_s
         return now_s - self._held_since_s > APPEND_HELD_MAX_S
+
+    def take_gaps(self) -> list[Gap]:
+        """See ``LogReader.take_gaps``: a damaged record raises ``LogCorrupt`` here."""
+        return []
 
     def commit(self, offset: int) -> None:
         """See ``LogReader.commit``. Event counts are exact where ``offset`` ends a poll, else those of the poll before."""

@@ -39,6 +39,12 @@ def file_name(partition: int, first_offset: int, last_offset: int) -> str:
     return f"p{partition:05d}-{first_offset:020d}-{last_offset:020d}.parquet"
 
 
+def offsets_of(path: Path) -> tuple[int, int]:
+    """The first and last offset that a file's name gives."""
+    _, first, last = path.stem.split("-")[:3]
+    return int(first), int(last)
+
+
 def folder_name(day: int) -> str:
     """``day`` counts from the epoch."""
     return f"event_date={np.datetime64(day, 'D')}"
@@ -186,14 +192,18 @@ class LakeWriter:
         self._thread.stop(discard=True)
         self._leave()
 
-    def discard_partition(self, partition: int) -> None:
-        """Remove every file of a partition that will be written again from offset 0: those in place and those being written."""
+    def discard_partition(self, partition: int, *, from_offset: int = 0) -> None:
+        """Remove every file of a partition that will be written again from ``from_offset`` on: those in place and those being written.
+
+        Files of lower offsets stay. One that has both stays too: whoever began at ``from_offset`` did not write it.
+        """
         for key in [key for key in self._streams if key[0] == partition]:
             stream = self._streams.pop(key)
             self._thread.put(0, lambda file=stream.file: self._thread.drop(file))  # type: ignore[misc]
         self._thread.wait_until_idle()
         for path in self.directory.glob(f"event_date=*/p{partition:05d}-*.parquet"):
-            path.unlink(missing_ok=True)
+            if offsets_of(path)[0] >= from_offset:
+                path.unlink(missing_ok=True)
         self._thread.forget(partition)
         self._rows.pop(partition, None)
         self._sweep(partition)

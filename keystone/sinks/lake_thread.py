@@ -153,6 +153,7 @@ class WritingThread:
         try:
             file.parquet.finish()
             target.parent.mkdir(parents=True, exist_ok=True)
+            target = _free_name(target)
             path.replace(target)
         except OSError as error:
             self.fail(error, target)
@@ -170,3 +171,12 @@ class WritingThread:
         while self._temporary:
             with suppress(OSError):
                 self._temporary.pop().unlink(missing_ok=True)
+
+
+def _free_name(target: Path) -> Path:
+    """``target``, or the next name after it that no file has: a topic made anew begins again at offset 0, and nothing is overwritten."""
+    number, free = 1, target
+    while free.exists():
+        number += 1
+        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    return free

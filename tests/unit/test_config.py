@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -69,10 +71,32 @@ def test_every_setting_can_be_given_in_the_file_by_variable_and_by_flag(file):
     for name in names:
         table, leaf = name.split(".")
         value = defaults[table][leaf]
-        written = str(list(value)) if isinstance(value, tuple) else str(value)
+        if value is None:  # cannot be written, only left out
+            continue
+        written = json.dumps(value)
         assert load(file(f"[{table}]\n{leaf} = {written}\n"), {}) == Config()
-        assert load(file(""), {variable_of(name): written}) == Config()
+        assert load(file(""), {variable_of(name): value if isinstance(value, str) else written}) == Config()
         assert load(file(""), {}, {name: value}) == Config()
+
+
+@pytest.mark.parametrize("text", ['"keystone.log" = "debug"', 'keystone.log = "debug"', '"keystone" = {log = "debug"}'])
+def test_a_setting_may_be_a_table(file, text):
+    path = file(f'[logs]\nlevel = "error"\n[logs.levels]\nray = "info"\n{text}\n')
+    config = load(path, {})
+    assert (config.logs.level, config.logs.levels) == ("error", {"ray": "info", "keystone.log": "debug"})
+    assert pickle.loads(pickle.dumps(config)) == config  # as it goes to actors
+    assert json.loads(config.model_dump_json())["logs"]["levels"] == {"ray": "info", "keystone.log": "debug"}
+
+
+def test_a_table_is_json_in_variables_and_flags_and_replaces_the_one_below(file):
+    path = file('[logs.levels]\nray = "info"\n')
+    env = {"KEYSTONE_LOGS__LEVELS": '{"asyncio": "error"}'}
+    assert load(path, {}).logs.levels == {"ray": "info"}
+    assert load(path, env).logs.levels == {"asyncio": "error"}
+    assert load(path, env, {"logs.levels": '{"keystone.log": "debug"}'}).logs.levels == {"keystone.log": "debug"}
+    assert load(path, env, {"logs.levels": {}}).logs.levels == {}
+    with pytest.raises(UsageError, match=r"^logs\.levels\.ray is no setting: did you mean logs\.levels\?$"):
+        load(path, env, {"logs.levels.ray": "debug"})
 
 
 def test_the_tree_is_frozen():
@@ -89,7 +113,7 @@ MISTAKES_IN_FILES = [
     ("[session]\ntimeout_s = 5", r"session\.timeout_s is no setting: did you mean session\.timeout_ms\?"),
     ("[session]\nxyz = 5", r"session\.xyz is no setting: remove it, or choose one of session\.timeout_ms, session\.grace_ms, session\.sessions_max$"),
     ("[sesion]\ntimeout_ms = 5", r"sesion is no setting: did you mean session\?$"),
-    ("[sinks]\nport = 5", r"sinks is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*$"),
+    ("[sinks]\nport = 5", r"sinks is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*(, \w+\.\*)*$"),
     ("timeout_ms = 5", r"timeout_ms is no setting: did you mean session\.timeout_ms\?$"),
     ("[session]\ntimeout_ms = 'abc'", r"session\.timeout_ms = 'abc' must be a valid integer"),
     ("[session]\ntimeout_ms = -1", r"session\.timeout_ms = -1 must be greater than 0$"),
@@ -98,6 +122,13 @@ MISTAKES_IN_FILES = [
     ("[detection]\nladder_kbps = [300, 200]", r"detection\.ladder_kbps = \[300, 200\] must list rising bitrates, each once$"),
     ("[detection]\nladder_kbps = []", r"detection\.ladder_kbps = \[\] must list rising bitrates"),
     ("[detection]\nladder_kbps = [1, 'x']", r"detection\.ladder_kbps\.1 = 'x' must be a valid integer"),
+    ("[logs]\nlevels = 3", r"logs\.levels = 3 must be a table such as \{kafka = "),
+    ("[logs.levels]\nkafka = 'trace'", r"logs\.levels\.kafka = 'trace' must be 'debug', 'info', 'warning', 'error' or 'critical'$"),
+    ("[logs.levels]\nkeystone.log = 5", r"logs\.levels\.keystone\.log = 5 must be 'debug'"),
+    ("[logs.levels]\nkafka.conn = 'debug'", r"would write passwords and payloads, which kafka-python shows at debug: choose info or above for kafka$"),
+    ("[logs.levls]\nkafka = 'info'", r"logs\.levls is no setting: did you mean logs\.levels\?$"),
+    ("[logs]\nlevel = 'trace'", r"logs\.level = 'trace' must be 'debug', 'info', 'warning' or 'error'$"),
+    ("[logs]\nqueue_records_max = 0", r"logs\.queue_records_max = 0 must be greater than 0$"),
     ("a =", r"is not TOML: "),
     ("[session]\ntimeout_ms = 5", r"session\.timeout_ms = 5 must exceed detection\.open_stall_ms = 10000: raise timeout_ms, or "),
     ("[lake]\nfile_rows_max = 5", r"lake\.file_rows_max = 5 must be at least lake\.row_group_rows = 131072: lower row_group_rows"),
@@ -121,6 +152,8 @@ MISTAKES_IN_VARIABLES = [
     ("KEYSTONE_SESSION__TIMEOUT", "1", r"^KEYSTONE_SESSION__TIMEOUT is no setting: did you mean KEYSTONE_SESSION__TIMEOUT_MS\?$"),
     ("KEYSTONE_SESSION__TIMEOUT_MS", "1x", r"^KEYSTONE_SESSION__TIMEOUT_MS: session\.timeout_ms = '1x' must be a valid integer"),
     ("KEYSTONE_SESSION__TIMEOUT_MS", "", r"^KEYSTONE_SESSION__TIMEOUT_MS: session\.timeout_ms = '' must be a valid integer"),
+    ("KEYSTONE_LOGS__LEVELS", '{"kafka": "info"', r"^KEYSTONE_LOGS__LEVELS: logs\.levels = .* must be a table such as .* JSON: "),
+    ("KEYSTONE_LOGS__LEVELS__KAFKA", "info", r"^KEYSTONE_LOGS__LEVELS__KAFKA is no setting: did you mean KEYSTONE_LOGS__LEVELS\?$"),
     ("KEYSTONE_DETECTION__LADDER_KBPS", "[1, 2", r"^KEYSTONE_DETECTION__LADDER_KBPS: detection\.ladder_kbps = '\[1, 2' must be a valid tuple"),
 ]
 

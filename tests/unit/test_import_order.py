@@ -17,7 +17,7 @@ PACKAGE = ROOT / "keystone"
 #: From the bottom up. A module may import from its own layer and from those before it.
 LAYERS = (
     {"events", "errors", "clock", "kernels", "partition"},
-    {"config", "metrics"},
+    {"config", "metrics", "logs", "logs_lines", "logs_writer"},
     {"decode", "session_state", "session_records", "sessions", "detect", "qoe", "anomaly"},
     {"routes", "pipeline", "checkpoint"},
     {"log", "sinks", "sim", "testing"},

@@ -122,7 +122,11 @@ def test_make_lists_every_command():
 
 @pytest.mark.parametrize(
     ("target", "command"),
-    [("bench", "python -m keystone.bench --eps 1000000"), ("test", "python -m pytest"), ("test-fast", 'pytest -m "not slow and not ray"')],
+    [
+        ("bench", "python -m keystone.bench --eps 1000000"),
+        ("test", "python -m pytest"),
+        ("test-fast", 'pytest -m "not slow and not ray and not kafka"'),
+    ],
 )
 def test_commands_do_what_the_documents_say_and_set_themselves_up(target, command, tmp_path):
     planned = make("--dry-run", target, f"VENV={tmp_path}/venv", PYTHON=sys.executable).stdout

@@ -1,0 +1,301 @@
+"""One reader's place in one partition: fetched chunks to ``Records``, without an object a record.
+
+What cannot be read (a checksum that does not match) is fetched again up to CORRUPT_TRIES_MAX times, because the bytes may have
+been damaged on the way; then the batch is passed over and its offsets are a counted ``Gap``. Nothing is ever skipped otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from keystone.errors import LogClosed, LogCorrupt, LogError, OffsetOutOfRange
+from keystone.events import I64, PADDING, Records
+from keystone.kernels.lines import count_lines
+from keystone.log.base import Gap
+from keystone.log.kafka.batches import BadBatch, Batch, Columns, Unreadable, batches_of
+from keystone.log.kafka.client import EARLIEST, LATEST, log
+from keystone.log.kafka.fetcher import Chunk, Fetcher, Place
+
+if TYPE_CHECKING:
+    from keystone.log.kafka.log import KafkaLog
+
+CORRUPT_TRIES_MAX: Final = 3
+RECORDS_MAX: Final = 65_536  # of one poll
+LATE_MARGIN_MS: Final = 50  # beyond the latest append that was seen
+_MARKS_MAX: Final = 4_096  # polls whose event counts are remembered for the lag
+
+
+class KafkaReader:
+    """See ``LogReader``. One thread polls; ``close`` may come from another."""
+
+    def __init__(self, owner: KafkaLog, fetcher: Fetcher, partition: int, start_offset: int, on_commit: Callable[[int, int], None]) -> None:
+        self.partition = partition
+        self.late_appends = 0  # records from before what was promised: brokers' clocks are further behind than allowed for
+        self._log = owner
+        self._fetcher = fetcher
+        self._on_commit = on_commit
+        self._place = Place(partition, start_offset, owner.topic_id)
+        self._position = start_offset
+        self._columns = Columns()
+        self._at = 0  # in the columns
+        self._behind = start_offset  # the offset behind everything in the columns
+        self._batches: Iterator[Batch | Unreadable] = iter(())
+        self._damaged_at, self._damages = -1, 0
+        self._gaps: list[Gap] = []
+        self._last_ms = 0  # append time
+        self._quiet_ms = 0  # promised
+        self._late_max_ms = owner.append_late_max_ms()
+        self._events, self._records = 0, 0  # read so far: how many events a record holds
+        self._marks: deque[tuple[int, int]] = deque(maxlen=_MARKS_MAX)  # (offset, records handed out below it)
+        self._processed = start_offset
+        fetcher.add(self._place)
+
+    # --- polling --------------------------------------------------------------------------------------------------------
+    def poll(self, *, bytes_max: int, wait_ms: int) -> Records:
+        """See ``LogReader.poll``."""
+        until = time.monotonic() + wait_ms / 1_000
+        while True:
+            self._check()
+            if self._at >= self._columns.count:
+                self._fill(bytes_max)
+            if self._at < self._columns.count:
+                return self._slice(bytes_max)
+            self._position = self._behind
+            if not self._wait(until):
+                return Records.empty(self.partition, self._position)
+
+    def _check(self) -> None:
+        place = self._place
+        if place.is_closed or self._log.is_closed:
+            raise LogClosed(f"{self._log.url}, partition {self.partition}: the reader was closed")
+        fault = place.fault
+        if fault is not None and not place.chunks and self._at >= self._columns.count:
+            raise self._fault(fault)
+
+    def _fault(self, fault: Exception) -> Exception:
+        if type(fault) is OffsetOutOfRange:
+            return self._out_of_range(self._place.next_offset)
+        return type(fault)(*fault.args)  # a fresh one: it may be raised many times
+
+    def _wait(self, until: float) -> bool:
+        """Until something was fetched; False where the time is over."""
+        place = self._place
+        with place.changed:
+            while not place.chunks and place.fault is None and not place.is_closed:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                place.changed.wait(left)
+        return True
+
+    def _slice(self, bytes_max: int) -> Records:
+        """Some of the records in the columns: all, mostly."""
+        starts, ends, offsets, append_ms = self._columns.places
+        first, last = self._at, self._columns.count
+        if last - first > 1 and int(ends[last - 1] - starts[first]) > bytes_max:
+            sizes = np.cumsum(ends[first:last] - starts[first:last])
+            last = first + 1 + int(np.searchsorted(sizes, bytes_max, side="left"))
+            last = min(last, self._columns.count)
+        last = min(last, first + RECORDS_MAX)
+        self._at = last
+        self._records += last - first
+        self._position = self._behind if last == self._columns.count else int(offsets[last])
+        self._marks.append((self._position, self._records))
+        text = self._columns.text
+        return Records(self.partition, text, starts[first:last], ends[first:last], offsets[first:last], append_ms[first:last], self._position)
+
+    # --- filling ----------------------------------------------------------------------------------------------------------
+    def _fill(self, bytes_max: int) -> None:
+        """Read whole batches into fresh columns, about ``bytes_max`` of them."""
+        self._columns.clear()
+        self._at = 0
+        while self._columns.size_bytes < bytes_max:
+            batch = next(self._batches, None)
+            if batch is None:
+                chunk = self._next_chunk()
+                if chunk is None:
+                    break
+                self._batches = batches_of(chunk.data)
+            elif isinstance(batch, Unreadable):
+                if not self._pass_over(batch):
+                    break
+            elif batch.last_offset >= self._behind:
+                try:
+                    self._take(batch)
+                except BadBatch as bad:
+                    if not self._pass_over(Unreadable(batch.base_offset, batch.last_offset, str(bad))):
+                        break
+        self._settle()
+
+    def _take(self, batch: Batch) -> None:
+        if not batch.is_control:
+            self._columns.take(batch, self._behind)
+        self._behind = batch.last_offset + 1
+
+    def _next_chunk(self) -> Chunk | None:
+        place = self._place
+        with place.changed:
+            if not place.chunks:
+                return None
+            chunk = place.chunks.popleft()
+            place.chunk_bytes -= len(chunk.data)
+        self._fetcher.wake()
+        return chunk
+
+    def _pass_over(self, bad: Unreadable) -> bool:
+        """Fetch a damaged batch once more, or count it as a gap and go on behind it; False where it is fetched again."""
+        where = f"{self._log.url}, partition {self.partition}, offsets {bad.first_offset} to {bad.last_offset}"
+        if bad.why.startswith("message format"):
+            raise LogCorrupt(f"{where}: {bad.why}: make the topic anew and send again")
+        if self._damaged_at != bad.first_offset:
+            self._damaged_at, self._damages = bad.first_offset, 0
+        self._damages += 1
+        if self._damages < CORRUPT_TRIES_MAX:
+            self._go_to(self._behind)
+            return False
+        first, last = max(self._behind, bad.first_offset), max(self._behind, bad.last_offset)
+        log.error("%s cannot be read (%s): passed over", where, bad.why)
+        self._gaps.append(Gap(self.partition, first, last, "corrupt"))
+        self._behind = last + 1
+        return True
+
+    def _settle(self) -> None:
+        """Hold append times to their order, and to what was promised; count lines for the lag."""
+        columns = self._columns
+        if not columns.count:
+            return
+        append_ms: I64 = columns.places[3]
+        first_ms = int(append_ms[0])
+        if first_ms < self._quiet_ms:
+            self.late_appends += 1
+            self._late_max_ms = max(self._late_max_ms, self._late_max_ms + self._quiet_ms - first_ms + LATE_MARGIN_MS)
+            log.warning(
+                "%s, partition %d: a record is %d ms from before log time: a broker's clock is behind; log time is held back by %d ms from now on",
+                self._log.url, self.partition, self._quiet_ms - first_ms, self._late_max_ms,
+            )  # fmt: skip
+        floor_ms = max(self._last_ms, self._quiet_ms)
+        if not self._log.has_append_time:
+            np.minimum(append_ms, int(time.time() * 1_000), out=append_ms)
+        append_ms[0] = max(int(append_ms[0]), floor_ms)
+        np.maximum.accumulate(append_ms, out=append_ms)
+        self._last_ms = int(append_ms[-1])
+        text = columns.text
+        self._events += int(count_lines(_readonly(text), text.size - PADDING))
+
+    # --- moving -----------------------------------------------------------------------------------------------------------
+    def seek(self, offset: int) -> None:
+        """See ``LogReader.seek``. Where the topic was made anew, its new self is read from now on."""
+        self._check_open()
+        start, end = self.start_offset(), self.end_offset()
+        if not start <= offset <= end:
+            raise self._out_of_range(offset, start, end)
+        self._log.know_topic()
+        self._go_to(offset)
+        self._columns.clear()
+        self._at = 0
+        self._position = self._behind = offset
+        self._damaged_at = -1
+        self._marks.clear()
+
+    def _go_to(self, offset: int) -> None:
+        """Fetch from ``offset`` on; what was fetched is forgotten."""
+        self._batches = iter(())
+        with self._place.changed:
+            self._place.move(offset, self._log.topic_id)
+        self._fetcher.wake()
+
+    def _check_open(self) -> None:
+        if self._place.is_closed or self._log.is_closed:
+            raise LogClosed(f"{self._log.url}, partition {self.partition}: the reader was closed")
+
+    def _out_of_range(self, offset: int, start: int | None = None, end: int | None = None) -> OffsetOutOfRange:
+        try:
+            start = self.start_offset() if start is None else start
+            end = self.end_offset() if end is None else end
+            held = f"which holds {start} to {end - 1}"
+        except LogError:
+            held = "as its broker says"
+        return OffsetOutOfRange(f"{self._log.url}, partition {self.partition}: offset {offset} is not in the log, {held}")
+
+    def start_offset(self) -> int:
+        self._check_open()
+        return self._log.offset(self.partition, EARLIEST)
+
+    def end_offset(self) -> int:
+        self._check_open()
+        return self._log.offset(self.partition, LATEST)
+
+    def position(self) -> int:
+        return self._position
+
+    # --- time, gaps and lag -----------------------------------------------------------------------------------------------
+    def quiet_until(self, now_ms: int) -> int:
+        """See ``LogReader.quiet_until``.
+
+        A fetch that was sent at T and found nothing says that whatever comes later is appended after T, by the broker's clock and
+        where replicas have it at once; ``kafka.append_late_max_ms`` is held back for both (less for a lone broker on this machine). A broker that is further behind is
+        noticed by the first record, which is then counted, told, and allowed for.
+        """
+        self._check_open()
+        place = self._place
+        with place.changed:
+            is_empty = not place.chunks and place.next_offset == self._behind and self._at >= self._columns.count
+            empty_since_ms = place.empty_since_ms
+        if is_empty and empty_since_ms:
+            self._quiet_ms = max(self._quiet_ms, min(now_ms, empty_since_ms - self._late_max_ms))
+        return min(self._quiet_ms, now_ms)
+
+    def take_gaps(self) -> list[Gap]:
+        gaps, self._gaps = self._gaps, []
+        return gaps
+
+    def commit(self, offset: int) -> None:
+        """See ``LogReader.commit``: nothing is dropped by it here; the group's offset follows, for lag tools."""
+        self._check_open()
+        self._processed_below(offset)
+        self._on_commit(self.partition, offset)
+
+    def processed(self, offset: int) -> None:
+        self._check_open()
+        self._processed_below(offset)
+
+    def _processed_below(self, offset: int) -> None:
+        if not 0 <= offset <= max(self._position, self._place.end_offset):
+            end = self.end_offset()
+            if not 0 <= offset <= end:
+                raise self._out_of_range(offset)
+        self._processed = max(self._processed, offset)
+
+    @property
+    def lag_records(self) -> int:
+        """Records behind what was reported processed, as of the last fetch."""
+        return max(0, self._place.end_offset - max(self._processed, self._place.start_offset))
+
+    @property
+    def lag_events(self) -> int:
+        """The same in events, by how many the records read so far held; exact only where all hold as many."""
+        return round(self.lag_records * (self._events / self._columns_read if self._columns_read else 1.0))
+
+    @property
+    def _columns_read(self) -> int:
+        return self._records + self._columns.count - self._at
+
+    def close(self) -> None:
+        with self._place.changed:
+            self._place.is_closed = True
+            self._place.changed.notify_all()
+        self._fetcher.remove(self._place)
+
+
+def _readonly(text: Any) -> Any:
+    view = text.view()
+    view.flags.writeable = False
+    return view
+
+
+

@@ -1,0 +1,176 @@
+"""Actions and dead letters as records of two topics, each counted as delivered only when every replica in sync has it.
+
+An action is the alert as JSON under the key ``device_id``, in the partition that any Kafka client would choose. A dead letter's
+value is the line itself (its first 64 KiB), what is known about it is in the headers. An outcome that is unknown is looked up in
+the topic before anything is said twice; one that failed is sent again: alerts and dead letters are never dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+
+from keystone.config import KafkaConfig
+from keystone.errors import RecordTooLarge
+from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
+from keystone.log.kafka import KafkaLog
+from keystone.log.url import KafkaUrl
+from keystone.logs import get
+from keystone.partition import partition_of
+from keystone.sinks.ndjson import alert_line
+
+LOOK_BACK_MS: Final = 60_000  # before a record was handed over: brokers' clocks may be that far behind
+POLL_BYTES: Final = 4 << 20
+POLL_WAIT_MS: Final = 1_000
+LOOK_WAIT_S: Final = 30.0
+
+log = get(__name__)
+
+
+def action_record(alert: Alert) -> tuple[bytes, bytes]:
+    """Key and value of an alert's action."""
+    return alert.device_id.encode(), alert_line(alert).rstrip(b"\n")
+
+
+def dead_letter_headers(letter: DeadLetter) -> tuple[tuple[str, bytes], ...]:
+    """``reason partition offset line length``, as decimal text; ``raw_bytes`` of what is kept."""
+    fields = {"reason": letter.reason, "partition": letter.partition, "offset": letter.offset, "line": letter.line, "length": letter.length}
+    return tuple((name, str(value).encode()) for name, value in fields.items())
+
+
+@dataclass(slots=True)
+class Item:
+    """One record that must arrive. ``state``: pending | acknowledged | failed | unknown."""
+
+    what: Alert | DeadLetter
+    sent_ms: int = 0
+    state: str = "pending"
+    done_ms: float = 0.0
+
+
+class TopicSink:
+    """Sends alerts to one topic and dead letters to another, of the same brokers. One thread calls it.
+
+    ``UsageError`` at once where a topic is not there, or may not be written.
+    """
+
+    def __init__(self, actions: KafkaUrl | None, dead_letters: KafkaUrl | None, config: KafkaConfig, *, role: str) -> None:
+        self.undeliverable = 0  # too large for the topic in any form; logged
+        self._actions = KafkaLog.open(actions, config, action="write", role=f"{role}-actions") if actions is not None else None
+        self._dead = KafkaLog.open(dead_letters, config, action="write", role=f"{role}-dead-letters") if dead_letters is not None else None
+        self._changed = threading.Condition()
+
+    def send(self, items: Iterable[Item]) -> None:
+        """Hand over; each item's state changes when its outcome is known. Waits while too much is under way."""
+        for item in items:
+            item.state, item.sent_ms = "pending", int(time.time() * 1_000)
+            try:
+                self._send(item)
+            except RecordTooLarge as error:
+                self._give_up(item, error)
+
+    def _send(self, item: Item) -> None:
+        def on_outcome(outcome: Any) -> None:
+            with self._changed:
+                item.done_ms = time.time() * 1_000
+                item.state = outcome.state
+                self._changed.notify_all()
+
+        what = item.what
+        if isinstance(what, Alert):
+            if self._actions is None:
+                item.state, item.done_ms = "acknowledged", time.time() * 1_000
+                return
+            key, value = action_record(what)
+            lane = self._actions.producer().lane(self._actions.topic, partition_of(key, self._actions.partitions))
+            self._actions.producer().send(lane, value, key=key, on_outcome=on_outcome, is_urgent=True, limit_bytes=self._actions.record_bytes_max)
+        else:
+            if self._dead is None:
+                item.state, item.done_ms = "acknowledged", time.time() * 1_000
+                return
+            lane = self._dead.producer().lane(self._dead.topic, what.partition % self._dead.partitions)
+            self._dead.producer().send(
+                lane, what.raw[:DEAD_LETTER_BYTES_MAX], headers=dead_letter_headers(what), on_outcome=on_outcome,
+                limit_bytes=self._dead.record_bytes_max,
+            )  # fmt: skip
+
+    def _give_up(self, item: Item, error: RecordTooLarge) -> None:
+        """Once more without dimensions, which the action can do without; then it cannot be said."""
+        what = item.what
+        if isinstance(what, Alert) and any(what.dimensions.values()):
+            item.what = replace(what, dimensions={})
+            try:
+                self._send(item)
+            except RecordTooLarge:
+                pass
+            else:
+                return
+        self.undeliverable += 1
+        item.state, item.done_ms = "acknowledged", time.time() * 1_000
+        log.error("an action or dead letter cannot be delivered: %s", error)
+
+    def mend(self, items: Sequence[Item]) -> None:
+        """Send again what failed, and what is unknown and not in the topic."""
+        unknown = [item for item in items if item.state == "unknown" and isinstance(item.what, Alert)]
+        if unknown:
+            said = self.said_since(min(item.sent_ms for item in unknown) - LOOK_BACK_MS)
+            for item in unknown:
+                if item.what.alert_id in said:  # type: ignore[union-attr]
+                    item.state, item.done_ms = "acknowledged", time.time() * 1_000
+        self.send([item for item in items if item.state in ("failed", "unknown")])
+
+    def said_since(self, since_ms: int) -> set[str]:
+        """The ids of all actions in the topic from ``since_ms`` (broker time) on."""
+        if self._actions is None:
+            return set()
+        return {action["alert_id"] for action in read_json(self._actions, self._actions.client.offsets(self._actions.topic, range(self._actions.partitions), since_ms))}
+
+    def end_offsets(self) -> dict[int, int]:
+        """Of the actions' topic now."""
+        return self._actions.end_offsets() if self._actions is not None else {}
+
+    def said_from(self, offsets: dict[int, int]) -> set[str]:
+        """The ids of all actions from these offsets on."""
+        return {action["alert_id"] for action in read_json(self._actions, offsets)} if self._actions is not None else set()
+
+    def wait(self, items: Sequence[Item], *, wait_s: float) -> bool:
+        """Until none of ``items`` is pending; False where that takes longer."""
+        until = time.monotonic() + wait_s
+        with self._changed:
+            while any(item.state == "pending" for item in items):
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, 0.5))
+        return True
+
+    def close(self) -> None:
+        """May be repeated. What is still pending keeps no one waiting: ``wait`` before."""
+        for topic in (self._actions, self._dead):
+            if topic is not None:
+                topic.close()
+
+
+def read_json(log_: KafkaLog, start_offsets: dict[int, int]) -> list[dict[str, Any]]:
+    """Every JSON object in a topic from ``start_offsets`` to its present ends; what is no JSON is left out."""
+    ends = log_.end_offsets()
+    found: list[dict[str, Any]] = []
+    for partition, start in start_offsets.items():
+        reader = log_.reader(partition, start_offset=start)
+        until = time.monotonic() + LOOK_WAIT_S
+        while reader.position() < ends[partition] and time.monotonic() < until:
+            records = reader.poll(bytes_max=POLL_BYTES, wait_ms=POLL_WAIT_MS)
+            for begin, end in zip(records.starts.tolist(), records.ends.tolist(), strict=True):
+                try:
+                    value = orjson.loads(records.text[begin:end].tobytes())
+                except orjson.JSONDecodeError:
+                    continue
+                if isinstance(value, dict) and "alert_id" in value:
+                    found.append(value)
+        reader.close()
+    return found
