@@ -14,7 +14,12 @@ from keystone.errors import KeystoneError, UsageError
 #: name -> (where its click command is, one line of help)
 COMMANDS = {
     "bench": ("keystone.bench.__main__:bench_command", "Run devices, sessions and lake on this machine, and judge the run."),
+    "demo": ("keystone.run.demo:demo_command", "Devices and a run in one terminal: the story within seconds."),
+    "doctor": ("keystone.run.doctor:doctor_command", "Look at everything a run needs."),
     "replay": ("keystone.replay:replay_command", "Run files of events through the engine as fast as it goes."),
+    "run": ("keystone.run.command:run_command", "Read a log, find buffering loops, send bitrate downgrades."),
+    "simulate": ("keystone.run.simulate:simulate_command", "Send simulated devices' events to a log."),
+    "topics": ("keystone.run.topics:topics_command", "Make or check the topics of a Kafka log."),
 }
 EXIT_FAIL, EXIT_USAGE = 1, 2
 
@@ -50,6 +55,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except KeystoneError as error:
         click.echo(f"keystone: {error}", err=True)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAIL)
+    except KeyboardInterrupt:
+        click.echo("keystone: interrupted", err=True)
+        sys.exit(EXIT_FAIL)
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ class Logging:
         message = f"{repeated.template} ... repeated {repeated.count:,} times in {repeated.seconds:.3g} s"
         line = Line(time.time(), repeated.level, repeated.logger, message, {"hidden": repeated.hidden})
         if line.level >= logging.WARNING:
-            self.recent.add(line, repeated.hidden)
+            self.recent.add(line)
         return line
 
     def _as_json(self, line: Line) -> bytes:

@@ -57,7 +57,7 @@ class Repeats:
         """Forget everything: after a fork, the repeats are the parent's to tell."""
         self._lock = threading.RLock()  # a signal handler may log while this thread does
         self._windows: dict[tuple[str, int, str], _Window] = {}  # by their start: a window that begins goes to the end
-        self._over: deque[Repeated] = deque(maxlen=self._templates_max)  # grows only while nobody asks
+        self._over: deque[Repeated] = deque(maxlen=self._templates_max)  # fills only while the output is stuck; then the oldest is forgotten
 
     def admits(self, logger: str, level: int, template: str, now_s: float) -> bool:
         """False where it was shown often enough."""
@@ -118,7 +118,7 @@ class Output:
         """Write them, waiting for room until ``must_give_up``; returns how many could not be written."""
         if self._descriptor is None:
             return self._write_stream(lines)
-        return sum(count for count, piece in _pieces(lines) if not self._write_piece(self._descriptor, piece, must_give_up))
+        return sum(count for count, piece in _pieces(lines) if must_give_up() or not self._write_piece(self._descriptor, piece, must_give_up))
 
     def _write_stream(self, lines: list[bytes]) -> int:
         if self._stream is not None:

@@ -85,6 +85,11 @@ class SessionTable:
         return self._memory.active
 
     @property
+    def unusual(self) -> int:
+        """Sessions with a stall, an error or a hole in their numbers: no stall is open where there are none."""
+        return int(self._memory.state[layout.SIDES_USED])
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of memory the state has come to use."""
         return self._memory.state_bytes

@@ -97,7 +97,6 @@ class SessionTotals:
     dead_letters: dict[str, int] = field(default_factory=dict)
     gaps: dict[str, int] = field(default_factory=dict)
     gap_list: list[str] = field(default_factory=list)
-    lake_rows: int = 0
     session_rows: int = 0
     undelivered: int = 0
     next_offsets: dict[int, int] = field(default_factory=dict)
@@ -302,7 +301,7 @@ class SessionActor(LoopActor):
         totals.undelivered = 0 if self._output.close() else self._output.pending()
         self._commit_delivered()
         if self._lake is not None:
-            totals.lake_rows = self._lake.close()
+            self._ledger += Ledger(lake_rows=self._lake.close())
         if self._sessions is not None:
             totals.session_rows = self._sessions.close()
         totals.partitions = tuple(owned.partition for owned in self._owned)
@@ -328,6 +327,7 @@ class SessionActor(LoopActor):
             "dead_lettered": self._ledger.dead_lettered,
             "lag_events": sum(getattr(o.reader, "lag_events", 0) for o in owned),
             "undelivered": self._output.pending() if owned else 0,
+            "unusual": sum(o.pipeline.sessions.unusual for o in owned),
             "silent_s": time.monotonic() - self._last_news_s,
             "gaps": dict(self._totals.gaps),
             "log": self._log.metrics() if owned and hasattr(self._log, "metrics") else {},

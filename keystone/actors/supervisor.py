@@ -22,6 +22,17 @@ RESTARTS_MAX = 5  # of one actor: what kills it again and again will not stop ki
 CALL_WAIT_S = 30.0  # for an order or a result
 
 
+def shares(partitions: int, actors: int) -> list[tuple[int, ...]]:
+    """Partitions dealt out to actors in turn; sizes differ by one at most."""
+    return [tuple(range(actor, partitions, actors)) for actor in range(actors)]
+
+
+def covers(partitions: tuple[int, ...]) -> str:
+    """The partitions of an actor, for messages."""
+    named = ", ".join(map(str, partitions[:8]))
+    return f"partition{'s' if len(partitions) > 1 else ''} {named}{', ...' if len(partitions) > 8 else ''}"
+
+
 class SupervisionError(KeystoneError):
     """An actor did not become what it was told to become."""
 
@@ -140,6 +151,24 @@ class Supervisor:
             if not self.wait_until((READY, RUNNING, *OVER), kind, seconds=seconds, is_stopped=is_stopped) and not is_stopped():
                 late = [w.fault or f"{w.name} is not ready after {seconds:.0f} s ({w.state})" for w in self.of_kind(kind) if w.state not in (READY, RUNNING)]
                 raise SupervisionError("; ".join(late) or f"{kind} actors are not ready")
+
+    def gather(self, kind: str, method: str, pending: dict[str, Any]) -> list[Any]:
+        """Answers that have come to ``method``, and ask again; waits for nothing. ``pending`` is the caller's memory between calls."""
+        import ray
+
+        answers = []
+        for ward in self.of_kind(kind):
+            call = pending.get(ward.name)
+            if call is not None:
+                ready, _ = ray.wait([call], timeout=0)
+                if not ready:
+                    continue
+                try:
+                    answers.append(ray.get(call))
+                except ray.exceptions.RayError:
+                    pass  # ``poll`` tells of its death
+            pending[ward.name] = None if ward.fault is not None else getattr(ward.handle, method).remote()
+        return answers
 
     def order(self, kind: str, method: str, *arguments: Any) -> None:
         """Call ``method`` on every living actor of ``kind`` and wait until all have taken the order."""

@@ -20,7 +20,7 @@ from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, ch
 from keystone.bench.report import Measured, build_report
 from keystone.bench.screen import Progress, ms
 from keystone.bench.search import RateSearch
-from keystone.bench.stopping import StopSignal
+from keystone.actors.stopping import StopSignal
 from keystone.config import Config
 from keystone.errors import UsageError
 

@@ -17,14 +17,14 @@ import polars as pl
 from keystone.actors.fleet import FleetActor, FleetSpec
 from keystone.actors.loop import FINISHED, OVER
 from keystone.actors.session import TIMERS_EVERY_MS, SessionActor, SessionSpec
-from keystone.actors.supervisor import SupervisionError, Supervisor
+from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
 from keystone.bench import collect
 from keystone.bench.logs import BenchLog
 from keystone.bench.machine import CpuMeter, wall_ms
 from keystone.bench.plan import BenchPlan
 from keystone.bench.report import Measured
 from keystone.bench.screen import Progress, count, ms
-from keystone.bench.stopping import StopSignal
+from keystone.actors.stopping import StopSignal
 from keystone.bench.verdict import LagSample
 from keystone.config import Config
 from keystone.events import ALERT_OPEN_STALL
@@ -74,10 +74,10 @@ class Run:
                 f"session-{index}", own, self.log.url, str(self.work_dir), str(lake) if lake else None, self.config, expected,
                 output=self.log.output, start_offsets=self.log.start_offsets,
             )  # fmt: skip
-            self.supervisor.add("session", spec.name, _covers(own), SessionActor, spec)
+            self.supervisor.add("session", spec.name, covers(own), SessionActor, spec)
         for index, own in enumerate(shares(self.plan.partitions, self.plan.fleet_actors)):
             fleet = FleetSpec(f"fleet-{index}", own, self.log.url, str(self.work_dir), fleet_plan, self.config.kafka)
-            self.supervisor.add("fleet", fleet.name, _covers(own), FleetActor, fleet)
+            self.supervisor.add("fleet", fleet.name, covers(own), FleetActor, fleet)
         self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
 
     def drive(self) -> None:
@@ -231,16 +231,6 @@ def _due_ms(truth: pl.DataFrame, last_append_ms: int, config: Config) -> float:
     scheduled_ms = float(truth["intended_ms"].max() or 0.0)  # type: ignore[arg-type]
     has_open_stalls = bool((truth["kind"] == ALERT_OPEN_STALL).any())
     return max(scheduled_ms, last_append_ms + config.detection.open_stall_ms if has_open_stalls else 0.0)
-
-
-def shares(partitions: int, actors: int) -> list[tuple[int, ...]]:
-    """Partitions dealt out to actors in turn; sizes differ by one at most."""
-    return [tuple(range(actor, partitions, actors)) for actor in range(actors)]
-
-
-def _covers(partitions: tuple[int, ...]) -> str:
-    named = ", ".join(map(str, partitions[:8]))
-    return f"partition{'s' if len(partitions) > 1 else ''} {named}{', ...' if len(partitions) > 8 else ''}"
 
 
 def make_fleet_plan(plan: BenchPlan, config: Config) -> FleetPlan:

@@ -36,11 +36,11 @@ def replay_command(
     Exit status: 0, or 1 where the ledger does not balance or the replay was interrupted, or 2 where something must be changed.
     """
     from keystone.bench.screen import Progress
-    from keystone.bench.stopping import StopSignal
-    from keystone.config import load
+    from keystone.actors.stopping import StopSignal
+    from keystone.run.options import load_config
     from keystone.replay.engine import ReplaySpec
 
-    config = load(config_file, flags=dict(_setting(text) for text in settings))
+    config = load_config(config_file, settings)
     if len([name for name in files if name == "-"]) > 1:
         raise UsageError("- (standard input) can be read once: name it once")
     place = Path(out)
@@ -54,13 +54,6 @@ def replay_command(
     _print(summary, place)
     if summary["ledger_failures"] or summary["interrupted"]:
         sys.exit(EXIT_FAIL)
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--set {text}: write it as NAME=VALUE, such as detection.loop_threshold=2")
-    return name.strip(), value.strip()
 
 
 def _clear(out: Path) -> None:

@@ -1,0 +1,32 @@
+"""What several commands take: a configuration with settings by hand, and where errors of the user end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from keystone.config import Config, load
+from keystone.errors import UsageError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--config`` and ``--set``, handed over as ``config_file`` and ``settings``."""
+    command = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, such as kafka.codec=zstd. May be repeated.")(command)
+    return click.option("--config", "config_file", type=click.Path(dir_okay=False), default=None, help="Read this keystone.toml.")(command)
+
+
+def load_config(config_file: str | None, settings: tuple[str, ...]) -> Config:
+    """The configuration of a command. ``UsageError`` for a setting that is not NAME=VALUE, or unknown."""
+    return load(config_file, flags=dict(setting(text) for text in settings))
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Name and value of ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: write it as NAME=VALUE, such as detection.loop_threshold=2")
+    return name.strip(), value.strip()
