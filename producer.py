@@ -8,4 +8,4 @@ import sys
 from keystone.cli import main
 
 if __name__ == "__main__":
-    main(["simulate", "--eps", "40", "--bad-paths", "0.3", *sys.argv[1:]])
+    main(["simulate", "--eps", "30", "--bad-paths", "0.03", "--weak-paths", "0.5", *sys.argv[1:]])

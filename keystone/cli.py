@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": ("keystone.run.doctor:doctor_command", "Look at everything a run needs."),
     "replay": ("keystone.replay:replay_command", "Run files of events through the engine as fast as it goes."),
     "run": ("keystone.run.command:run_command", "Read a log, find buffering loops, send bitrate downgrades."),
+    "score": ("keystone.run.score:score_command", "Compare a topic's actions with a simulation's truth."),
     "simulate": ("keystone.run.simulate:simulate_command", "Send simulated devices' events to a log."),
     "topics": ("keystone.run.topics:topics_command", "Make or check the topics of a Kafka log."),
 }

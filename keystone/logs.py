@@ -59,25 +59,26 @@ class Log:
     not shown costs no record. Whatever is wrong with message, arguments or fields, nothing raises.
     """
 
-    __slots__ = ("_logger",)
+    __slots__ = ("_is_enabled_for", "_logger")
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
+        self._is_enabled_for = logger.isEnabledFor
 
     def debug(self, message: str, /, *args: object, exc_info: ExcInfo = None, **fields: object) -> None:
-        if self._logger.isEnabledFor(logging.DEBUG):
+        if self._is_enabled_for(logging.DEBUG):
             self._log(logging.DEBUG, message, args, exc_info, fields)
 
     def info(self, message: str, /, *args: object, exc_info: ExcInfo = None, **fields: object) -> None:
-        if self._logger.isEnabledFor(logging.INFO):
+        if self._is_enabled_for(logging.INFO):
             self._log(logging.INFO, message, args, exc_info, fields)
 
     def warning(self, message: str, /, *args: object, exc_info: ExcInfo = None, **fields: object) -> None:
-        if self._logger.isEnabledFor(logging.WARNING):
+        if self._is_enabled_for(logging.WARNING):
             self._log(logging.WARNING, message, args, exc_info, fields)
 
     def error(self, message: str, /, *args: object, exc_info: ExcInfo = None, **fields: object) -> None:
-        if self._logger.isEnabledFor(logging.ERROR):
+        if self._is_enabled_for(logging.ERROR):
             self._log(logging.ERROR, message, args, exc_info, fields)
 
     def exception(self, message: str, /, *args: object, exc_info: ExcInfo = True, **fields: object) -> None:
@@ -86,7 +87,7 @@ class Log:
 
     def is_enabled_for(self, level: int) -> bool:
         """Whether a record of that level of ``logging`` would be made: ask before preparing costly fields."""
-        return self._logger.isEnabledFor(level)
+        return self._is_enabled_for(level)
 
     def _log(self, level: int, message: str, args: tuple[object, ...], exc_info: ExcInfo, fields: dict[str, object]) -> None:
         current = Logging.current
@@ -247,7 +248,7 @@ class Logging:
         message = f"{repeated.template} ... repeated {repeated.count:,} times in {repeated.seconds:.3g} s"
         line = Line(time.time(), repeated.level, repeated.logger, message, {"hidden": repeated.hidden})
         if line.level >= logging.WARNING:
-            self.recent.add(line)
+            self.recent.add(line, repeated.hidden)
         return line
 
     def _as_json(self, line: Line) -> bytes:

@@ -14,6 +14,7 @@ not a plain value is its type's name: what the ``repr`` of a batch holds, nobody
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import numbers
 import os
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
 
@@ -120,20 +122,20 @@ class Line(NamedTuple):
 # --- captured, where it is logged ---------------------------------------------------------------------------------------
 def captured(record: logging.LogRecord) -> Line:
     """What of a record, ours or a library's, may be written."""
-    is_ours = record.name.partition(".")[0] == OURS
+    is_ours = record.name == OURS or record.name.startswith(f"{OURS}.")
     fields = record.__dict__.get(FIELDS)
     if fields is None:
         fields = _extras(record) if is_ours else {}
+    if fields:
+        fields = _captured_table(fields, DEPTH_MAX)
+    message = record.msg
+    if record.args or not isinstance(message, str) or len(message) > MESSAGE_CHARS_MAX:
+        message = _message(record, is_ours=is_ours)
     error = record.exc_info[1] if record.exc_info else None
-    return Line(
-        record.created,
-        record.levelno,
-        record.name,
-        _message(record, is_ours=is_ours),
-        _captured_table(fields, DEPTH_MAX) if fields else fields,
-        None if error is None else error_text(error),
-        _trace(error) if error is not None and logging.getLogger(record.name).isEnabledFor(logging.DEBUG) else None,
-    )
+    if error is None:
+        return Line(record.created, record.levelno, record.name, message, fields)
+    trace = _trace(error) if logging.getLogger(record.name).isEnabledFor(logging.DEBUG) else None
+    return Line(record.created, record.levelno, record.name, message, fields, error_text(error), trace)
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
@@ -165,25 +167,24 @@ def _argument(value: object, level: int, *, is_ours: bool) -> object:
 
 def _captured_table(table: Mapping[Any, Any], depth: int) -> dict[str, object]:
     found: dict[str, object] = {}
-    for name, value in table.items():
-        if len(found) == FIELDS_MAX:
-            found["left_out"] = len(table) - FIELDS_MAX
-            break
-        text = _cut(str(name), FIELD_CHARS_MAX)
+    for name, value in itertools.islice(table.items(), FIELDS_MAX):
+        text = name if type(name) is str and len(name) <= FIELD_CHARS_MAX else _cut(str(name), FIELD_CHARS_MAX)
         found[text] = value if type(value) in _PLAIN else _captured_value(text, value, depth)
+    if len(table) > FIELDS_MAX:
+        found["left_out"] = len(table) - FIELDS_MAX
     return found
 
 
 def _captured_value(name: str, value: Any, depth: int) -> object:
     """A value that stays as it is and is not long."""
-    if isinstance(value, _BYTES) or (name in PAYLOADS and isinstance(value, str)):
+    if isinstance(value, str):
+        return Payload(value) if name in PAYLOADS else _cut(value, FIELD_CHARS_MAX)
+    if isinstance(value, _BYTES):
         return Payload(value)
-    if isinstance(value, (str, PurePath)):
-        return _cut(str(value), FIELD_CHARS_MAX)
     if depth and isinstance(value, Mapping):
         return _captured_table(value, depth - 1)
     if depth and isinstance(value, (list, tuple, set, frozenset)):
-        return [_captured_value(name, item, depth - 1) for _, item in zip(range(FIELDS_MAX), value, strict=False)]
+        return [_captured_value(name, item, depth - 1) for item in itertools.islice(value, FIELDS_MAX)]
     return _captured_object(value)
 
 
@@ -194,8 +195,8 @@ def _captured_object(value: object) -> object:
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, BaseException):
         return error_text(value)
-    if isinstance(value, Enum):
-        return _cut(str(value.value), FIELD_CHARS_MAX)
+    if isinstance(value, (Enum, PurePath)):
+        return _cut(str(value.value if isinstance(value, Enum) else value), FIELD_CHARS_MAX)
     return STARS if "secret" in type(value).__name__.lower() else f"<{type(value).__name__}>"
 
 
@@ -235,7 +236,7 @@ def as_json(line: Line, *, role: str, pid: int) -> bytes:
     """
     seconds, ms = divmod(int(line.created * 1_000), 1_000)
     found: dict[str, object] = {
-        "ts": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z",
+        "ts": f"{_utc(seconds)}.{ms:03d}Z",
         "level": level_name(line.level),
         "logger": line.logger,
         "msg": line.message,
@@ -263,7 +264,7 @@ def as_text(line: Line, *, role: str, has_colours: bool) -> bytes:
     if has_colours and level in _COLOURS:
         label = f"{_COLOURS[level]}{label}{_RESET}"
     speaker = "" if role == "main" else f"[{role}] "
-    text = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{ms:03d} {label} {speaker}{_body(line)}\n"
+    text = f"{_local(seconds)}.{ms:03d} {label} {speaker}{_body(line)}\n"
     if line.trace is not None:
         text += "".join(f"    {_printable(part)}\n" for part in line.trace.splitlines())
     return text.encode()
@@ -272,6 +273,16 @@ def as_text(line: Line, *, role: str, has_colours: bool) -> bytes:
 def brief(line: Line, chars_max: int) -> str:
     """``WARNING actors.session: message field=value``, for a list of what went wrong."""
     return _cut(f"{level_name(line.level).upper()} {_body(line)}", chars_max)
+
+
+@lru_cache(maxsize=2)  # most lines are of the same second
+def _utc(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@lru_cache(maxsize=2)
+def _local(seconds: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def level_name(level: int) -> str:

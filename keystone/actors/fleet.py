@@ -204,15 +204,9 @@ def _send_lines(writer: LogWriter, text: bytes) -> None:
     """Each event as a record of its own, its key the device's id."""
     import orjson
 
-    from keystone.log.kafka import KafkaWriter
-
     for line in text.split(b"\n"):
-        if not line:
-            continue
-        if isinstance(writer, KafkaWriter):
+        if line:
             writer.send(line, events=1, key=orjson.loads(line)["device_id"].encode())
-        else:
-            writer.send(line, events=1)
 
 
 def _rehearse(plan: FleetPlan) -> None:

@@ -22,6 +22,9 @@ from typing import Any
 
 import psutil
 
+from keystone import logs
+from keystone.config import LogsConfig
+
 COLLECT_EVERY_S = 5.0  # cyclic garbage is collected by hand, when idle: a collection inside a batch would stall it
 COLLECT_LATEST_S = 60.0  # ... or after this long without idling
 THREADS_MAX = 1  # of pyarrow's pool: parallelism is the number of actors
@@ -33,15 +36,17 @@ OVER = (FINISHED, FAILED)
 class LoopActor(ABC):
     """Subclasses build, take turns, and close; this class runs them and keeps them from taking others down.
 
-    ``name`` is what people read in messages; ``work_dir`` gets ``<name>.error`` (a traceback) and ``<name>.crash``
+    ``name`` is what people read in messages; ``work_dir`` gets ``<name>.log``, ``<name>.error`` (a traceback) and ``<name>.crash``
     (a fatal signal's). All public methods return at once and may be called from any thread.
     """
 
-    def __init__(self, name: str, work_dir: str) -> None:
+    def __init__(self, name: str, work_dir: str, logs_config: LogsConfig | None = None) -> None:
         self.name = name
+        self._logs = logs_config or LogsConfig()
         self._work_dir = Path(work_dir)
         self._incarnation = uuid.uuid4().hex
         self._process = psutil.Process()
+        self._has_own_logs = False
         self._state = NEW
         self._error: str | None = None
         self._result: Any = None
@@ -71,8 +76,14 @@ class LoopActor(ABC):
             "turns": self._turns,
             "cpu_s": time.process_time(),
             "rss_bytes": self._process.memory_info().rss,
+            "warnings": self._recent(),
             **self._counters(),
         }
+
+    def _recent(self) -> list[str]:
+        """Warnings and errors since the last answer, short, the oldest left out where there are many."""
+        current = logs.Logging.current
+        return current.recent.drain()[1] if self._has_own_logs and current is not None else []
 
     def result(self) -> Any:
         """What ``_close`` returned; None before the actor is ``finished``."""
@@ -106,6 +117,7 @@ class LoopActor(ABC):
     def _live(self) -> None:
         try:
             _bound_threads()
+            self._open_logs()
             with (self._work_dir / f"{self.name}.crash").open("w") as crash:
                 faulthandler.enable(crash)
                 self._build()
@@ -119,6 +131,12 @@ class LoopActor(ABC):
             self._error = f"{self.name}: {type(error).__name__}: {error}".replace("\n", " ")
             self._state = FAILED
             (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
+
+    def _open_logs(self) -> None:
+        """A file of our own, where this process is an actor's; in a program that runs the actor in a thread, the program's."""
+        if logs.Logging.current is None:
+            logs.configure(self._logs, path=self._work_dir / f"{self.name}.log", role=self.name)
+            self._has_own_logs = True
 
     def _loop(self) -> None:
         gc.collect()

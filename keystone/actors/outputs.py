@@ -128,7 +128,7 @@ class TopicOutput:
         if len(fresh) != len(delivery.alerts):
             for name in ("alerts", "decoded_ms", "alerted_ms"):
                 setattr(delivery, name, [getattr(delivery, name)[i] for i in fresh])
-        items = [Item(what) for what in (*delivery.alerts, *delivery.dead_letters)]
+        items = [*map(Item, delivery.alerts), *map(Item, delivery.dead_letters)]
         self._under_way.append(_UnderWay(delivery, items))
         self._sink.send(items)
 
@@ -178,7 +178,8 @@ class TopicOutput:
 class OutputSpec:
     """Which output. ``actions dead_letters``: a topic's URL, or None; ``trail``: keep a file of alerts and moments;
     ``dead_letters_dir``: a directory for a file of them, where no topic is named. ``actions_from``: the ends of the actions' topic when
-    the run began: what is behind them, this run said."""
+    the run began: what is behind them, this run said.
+    """
 
     actions: KafkaUrl | None = None
     dead_letters: KafkaUrl | None = None

@@ -62,7 +62,7 @@ class SessionSpec:
     lake_dir: str | None
     config: Config
     sessions_expected: int = 0  # active at once, of all its partitions
-    output: OutputSpec = OutputSpec()
+    output: OutputSpec = field(default_factory=OutputSpec)
     sessions_dir: str | None = None
     start_offsets: tuple[tuple[int, int], ...] = ()
     share: int = 0
@@ -107,7 +107,7 @@ class SessionActor(LoopActor):
     """Owns ``spec.partitions`` from the run's first record on."""
 
     def __init__(self, spec: SessionSpec) -> None:
-        super().__init__(spec.name, spec.work_dir)
+        super().__init__(spec.name, spec.work_dir, spec.config.logs)
         self._spec = spec
         self._owned: list[Owned] = []
         self._totals = SessionTotals(spec.name, spec.partitions)
@@ -230,9 +230,7 @@ class SessionActor(LoopActor):
         # Alerts first: nobody waits for a Parquet page, somebody may for an alert.
         if result.alerts or result.dead_letters or len(records):
             self._commits.append((owned, owned.generation))
-            self._output.send(
-                Delivery(owned.partition, records.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters)
-            )
+            self._output.send(Delivery(owned.partition, records.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters))
         if self._lake is not None:
             self._lake.end_step(wall_ms)
         self._count(result)

@@ -8,7 +8,9 @@ schedule does not wait.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from keystone.errors import KeystoneError
 
 SILENCE_MAX_S = 20.0  # without an answer: dead or starved; either way the run cannot be trusted
 RESTARTS_MAX = 5  # of one actor: what kills it again and again will not stop killing it
+WARNINGS_MAX = 200  # of all actors, not taken yet
 CALL_WAIT_S = 30.0  # for an order or a result
 
 
@@ -64,6 +67,7 @@ class Supervisor:
         self._work_dir = work_dir
         self.wards: list[Ward] = []
         self.notes: list[str] = []  # restarts that happened
+        self.warnings: deque[tuple[str, str]] = deque(maxlen=WARNINGS_MAX)  # (actor, line) of actors' logs, for whoever drains it
 
     def add(self, kind: str, name: str, covers: str, cls: type, *arguments: Any) -> None:
         """Create an actor and tell it to begin. Session actors are restarted by Ray when their process dies."""
@@ -106,6 +110,7 @@ class Supervisor:
         finally:
             ward.pending = None
         before, ward.status, ward.answered_at = ward.status, status, time.monotonic()
+        self.warnings += [(ward.name, line) for line in status.get("warnings", ())]
         if before and before["incarnation"] != status["incarnation"]:
             ward.restarts += 1
             ward.is_down = False
@@ -163,10 +168,8 @@ class Supervisor:
                 ready, _ = ray.wait([call], timeout=0)
                 if not ready:
                     continue
-                try:
+                with suppress(ray.exceptions.RayError):  # ``poll`` tells of its death
                     answers.append(ray.get(call))
-                except ray.exceptions.RayError:
-                    pass  # ``poll`` tells of its death
             pending[ward.name] = None if ward.fault is not None else getattr(ward.handle, method).remote()
         return answers
 

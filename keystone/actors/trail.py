@@ -56,9 +56,7 @@ class AlertTrail:
             unknown = [float("nan")] * len(untimed)
             self._note(untimed, unknown, unknown, unknown, now_ms)
 
-    def append(
-        self, alerts: Sequence[Alert], *, decoded_ms: Sequence[float], alerted_ms: Sequence[float], visible_ms: Sequence[float] | None = None
-    ) -> float:
+    def append(self, alerts: Sequence[Alert], *, decoded_ms: Sequence[float], alerted_ms: Sequence[float], visible_ms: Sequence[float] | None = None) -> float:
         """Make ``alerts`` visible, but for those that a dead predecessor had said already. One moment an alert.
 
         Returns when they became visible: now, unless ``visible_ms`` says that they were elsewhere, one moment an alert.

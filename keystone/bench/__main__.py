@@ -22,7 +22,11 @@ EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
 @click.option("--fleet-actors", type=int, default=None, help="Processes that simulate devices.  [default: by cores and eps]")
 @click.option("--session-actors", type=int, default=None, help="Processes that own partitions.  [default: by cores and eps]")
 @click.option(
-    "--log", "log", default=None, metavar="URL|DIR", help="kafka://HOST[:PORT][,...][/TOPIC], or where the embedded log goes.  [default: /dev/shm, where it has room]"
+    "--log",
+    "log",
+    default=None,
+    metavar="URL|DIR",
+    help="kafka://HOST[:PORT][,...][/TOPIC], or where the embedded log goes.  [default: /dev/shm, where it has room]",
 )
 @click.option("--no-lake", is_flag=True, help="Write no Parquet.")
 @click.option("--out", type=click.Path(file_okay=False), default="bench-out", help="Where results go; an earlier run's are replaced.")

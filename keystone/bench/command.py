@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from keystone.actors.runtime import RayRuntime
+from keystone.actors.stopping import StopSignal
 from keystone.bench.driver import Driver
 from keystone.bench.logs import BenchLog, EmbeddedBench, KafkaBench
 from keystone.bench.machine import Machine, versions
@@ -20,7 +21,6 @@ from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, ch
 from keystone.bench.report import Measured, build_report
 from keystone.bench.screen import Progress, ms
 from keystone.bench.search import RateSearch
-from keystone.actors.stopping import StopSignal
 from keystone.config import Config
 from keystone.errors import UsageError
 

@@ -17,6 +17,7 @@ import polars as pl
 from keystone.actors.fleet import FleetActor, FleetSpec
 from keystone.actors.loop import FINISHED, OVER
 from keystone.actors.session import TIMERS_EVERY_MS, SessionActor, SessionSpec
+from keystone.actors.stopping import StopSignal
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
 from keystone.bench import collect
 from keystone.bench.logs import BenchLog
@@ -24,7 +25,6 @@ from keystone.bench.machine import CpuMeter, wall_ms
 from keystone.bench.plan import BenchPlan
 from keystone.bench.report import Measured
 from keystone.bench.screen import Progress, count, ms
-from keystone.actors.stopping import StopSignal
 from keystone.bench.verdict import LagSample
 from keystone.config import Config
 from keystone.events import ALERT_OPEN_STALL

@@ -110,7 +110,7 @@ class KafkaBench:
     def lag_events(self, supervisor: Supervisor) -> int:
         """What the fleets handed over and the session actors have not received; both by their last answers."""
         received = sum(w.status.get("received", 0) for w in supervisor.of_kind("session"))
-        return max(0, self.events_appended(supervisor) - received)
+        return int(max(0, self.events_appended(supervisor) - received))
 
     def events_appended(self, supervisor: Supervisor) -> int:
         """Handed over by the fleets: a batch that waits for its answer is behind too."""
@@ -151,6 +151,6 @@ def local_brokers(client: KafkaClient) -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in ports and connection.pid:
                 found[connection.pid] = psutil.Process(connection.pid)
     return list(found.values())

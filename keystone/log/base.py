@@ -48,7 +48,9 @@ class Sent:
 class LogWriter(Protocol):
     """The only writer of one partition."""
 
-    sent: Sent
+    @property
+    def sent(self) -> Sent:
+        """How the sends of this writer ended so far."""
 
     def append(self, value: bytes | memoryview | U8, *, events: int = 1) -> Appended:
         """Append one record and return its offset and append time.
@@ -60,8 +62,10 @@ class LogWriter(Protocol):
         value is over the log's limit. ``events`` is how many lines the record holds; it feeds the lag counters only.
         """
 
-    def send(self, value: bytes | memoryview | U8, *, events: int = 1) -> None:
+    def send(self, value: bytes | memoryview | U8, *, events: int = 1, key: bytes | None = None) -> None:
         """Append, without waiting for the outcome: ``sent`` counts it, at the latest when ``flush`` returns True.
+
+        ``key`` is kept where the log has keys, for other readers than ours.
 
         The value is copied. Waits where too much is under way. Raises what ``append`` raises, where that is known at once.
         """

@@ -136,7 +136,7 @@ class EmbeddedWriter:
         self.sent.acknowledged_events += events
         return Appended(offset, append_ms)
 
-    def send(self, value: bytes | memoryview | U8, *, events: int = 1) -> None:
+    def send(self, value: bytes | memoryview | U8, *, events: int = 1, key: bytes | None = None) -> None:  # noqa: ARG002 - no keys here
         """See ``LogWriter.send``: the outcome is known at once here."""
         self.append(value, events=events)
 

@@ -35,10 +35,10 @@ def replay_command(
     Writes alerts.ndjson, sessions.parquet, dead_letters.ndjson, lake/ and summary.json into the directory of --out.
     Exit status: 0, or 1 where the ledger does not balance or the replay was interrupted, or 2 where something must be changed.
     """
-    from keystone.bench.screen import Progress
     from keystone.actors.stopping import StopSignal
-    from keystone.run.options import load_config
+    from keystone.bench.screen import Progress
     from keystone.replay.engine import ReplaySpec
+    from keystone.run.options import load_config
 
     config = load_config(config_file, settings)
     if len([name for name in files if name == "-"]) > 1:

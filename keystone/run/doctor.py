@@ -51,7 +51,7 @@ def doctor_command(**given: Any) -> None:
 def checks(log: str | None, lake: str | None, config: Any) -> Iterator[Check]:
     """Every check, in the order in which a run would need it; one that breaks is a line too."""
     steps: list[tuple[str, Callable[[], Iterator[Check]]]] = [
-        ("python", _python), ("kernels", _kernels), ("ray", _ray), ("memory", _memory), ("/dev/shm", _shm),
+        ("python", _python), ("kernels", _kernels), ("ray", _ray), ("memory", _memory), ("shm", _shm),
         ("log", lambda: _log(log, config)),
     ]  # fmt: skip
     if lake is not None:
@@ -116,11 +116,9 @@ def _shm() -> Iterator[Check]:
     place = Path("/dev/shm")  # noqa: S108 - looked at, not written
     free = shutil.disk_usage(place).free if place.is_dir() else 0
     if free < SHM_MIN_BYTES:
-        yield Check(
-            "note", "/dev/shm", f"{free >> 20:,} MiB free: Ray and the embedded log go to {tempfile.gettempdir()} (in a container: --shm-size=2g)"
-        )
+        yield Check("note", "shm", f"/dev/shm has {free >> 20:,} MiB free: Ray and the embedded log go to {tempfile.gettempdir()} (in a container: --shm-size=2g)")
     else:
-        yield Check("ok", "/dev/shm", f"{free >> 20:,} MiB free")
+        yield Check("ok", "shm", f"{place} has {free >> 20:,} MiB free")
 
 
 def _log(text: str | None, config: Any) -> Iterator[Check]:
@@ -153,7 +151,9 @@ def _kafka(url: Any, config: Any) -> Iterator[Check]:
     try:
         client.connect()
         version = client.control.broker_version
-        yield Check("ok", "log", f"{url}: reached, Kafka {'.'.join(map(str, version)) if version else '?'} or newer, {len(client.control.cluster.brokers())} brokers")
+        yield Check(
+            "ok", "log", f"{url}: reached, Kafka {'.'.join(map(str, version)) if version else '?'} or newer, {len(client.control.cluster.brokers())} brokers"
+        )
         found = list(findings(url, client, config, partitions=0))
         for finding in found:
             yield Check("FAIL" if finding.hurts else "note", "topics", f"{finding.topic}: {finding.text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from keystone.actors.story import ALERT, BUFFERING, START, STOP
@@ -29,14 +30,19 @@ def span(ms: float) -> str:
 
 
 def _latency(ms: float) -> str:
-    return f"{ms:,.0f} ms" if ms < 1_000 else f"{ms / 1_000:,.1f} s"  # noqa: PLR2004 - a second
+    return f"{ms:,.0f} ms" if ms < 1_000 else f"{ms / 1_000:,.1f} s"
+
+
+def _time(ms: float) -> str:
+    """Of day, in this place's zone."""
+    return time.strftime("%H:%M:%S", time.localtime(ms / 1_000))
 
 
 def line_of(scene: dict[str, Any]) -> str:
     """One line: what happened, to which device, and what matters about it."""
     what = scene["what"]
     device = escaped(scene["device"])
-    text = f"{_MARKS[what]:<14} {device}  {_details(scene)}"
+    text = f"{_time(scene['at_ms'])}  {_MARKS[what]:<11}  {device}  {_details(scene)}"
     return text if len(text) <= LINE_LETTERS_MAX else text[: LINE_LETTERS_MAX - 1] + "…"
 
 

@@ -50,6 +50,7 @@ class RunResult:
     detect: LatencyHistogram = field(default_factory=LatencyHistogram)
     seconds: float = 0.0
     restarts: int = 0
+    log_metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # by actor, as it last told
     faults: list[str] = field(default_factory=list)
 
     def add(self, totals: SessionTotals) -> None:
@@ -132,6 +133,7 @@ class Service:
     def _watch(self, supervisor: Supervisor, screen: StoryScreen, is_stopped: Callable[[], bool]) -> None:
         while not is_stopped() and not supervisor.faults():
             supervisor.poll()
+            self._pass_on(supervisor)
             self._tell(supervisor, screen)
             seen = self._seen(supervisor)
             screen.status(time.monotonic() - self._started_s, seen)
@@ -146,6 +148,15 @@ class Service:
         scenes = supervisor.gather("session", "story", self._stories)
         screen.tell(sorted((scene for part in scenes for scene in part), key=lambda scene: scene["at_ms"]))
 
+    @staticmethod
+    def _pass_on(supervisor: Supervisor) -> None:
+        """What actors warned of, and that they were restarted, into this process's log."""
+        while supervisor.warnings:
+            name, line = supervisor.warnings.popleft()
+            log.warning("%s: %s", name, line)
+        while supervisor.notes:
+            log.warning("%s", supervisor.notes.pop(0))
+
     def _seen(self, supervisor: Supervisor) -> dict[str, Any]:
         statuses = [ward.status for ward in supervisor.of_kind("session") if ward.status]
 
@@ -154,7 +165,7 @@ class Service:
 
         now_s = time.monotonic()
         self._rates.append((now_s, total("received"), total("scenes"), total("told")))
-        while len(self._rates) > 2 and now_s - self._rates[1][0] > RATE_OVER_S:  # noqa: PLR2004 - two make a rate
+        while len(self._rates) > 2 and now_s - self._rates[1][0] > RATE_OVER_S:
             self._rates.pop(0)
         first, last = self._rates[0], self._rates[-1]
         since_s = max(last[0] - first[0], 1e-3)
@@ -188,7 +199,7 @@ class Service:
         if seen["unusual"]:
             needed_s = max(needed_s, self._config.detection.open_stall_ms / 1_000 + IDLE_MARGIN_S)
         is_whole = seen["answered"] == len(supervisor.of_kind("session"))
-        return is_whole and seen["silent_s"] >= needed_s and seen["lag_events"] == 0 and seen["undelivered"] == 0
+        return is_whole and bool(seen["silent_s"] >= needed_s and seen["lag_events"] == 0 and seen["undelivered"] == 0)
 
     # --- ending -----------------------------------------------------------------------------------------------------------
     def _end(self, supervisor: Supervisor, screen: StoryScreen, result: RunResult) -> None:
@@ -197,9 +208,11 @@ class Service:
         if not supervisor.wait_until(OVER, "session", seconds=CLOSE_MAX_S) and not supervisor.faults():
             result.faults.append(f"the session actors did not close within {CLOSE_MAX_S:.0f} s")
         self._tell(supervisor, screen)
+        self._pass_on(supervisor)
         for totals in supervisor.results("session"):
             result.add(totals)
         result.faults += [fault for fault in supervisor.faults() if fault not in result.faults]
+        result.log_metrics = {ward.name: ward.status.get("log", {}) for ward in supervisor.of_kind("session")}
         result.restarts = sum(ward.restarts for ward in supervisor.of_kind("session"))
         if self._places.lake_dir is not None:
             result.lake_rows = result.ledger.lake_rows
@@ -224,4 +237,3 @@ def failures(result: RunResult) -> list[str]:
     if result.gaps:
         found.append("records were passed over: " + "; ".join(result.gap_list[:3]))
     return found
-

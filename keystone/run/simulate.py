@@ -28,6 +28,7 @@ FOREVER_S: Final = 86_400.0  # without --seconds
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=None, help="Length of the schedule.  [default: until Ctrl-C]")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Fixes every byte and intended time.")
 @click.option("--bad-paths", type=click.FloatRange(0, 1), default=None, help="Share of devices on a bad network path.  [default: the simulator's]")
+@click.option("--weak-paths", type=click.FloatRange(0, 1), default=None, help="Share of sessions whose path is too slow for a while.  [default: the simulator's]")
 @click.option("--truth", type=click.Path(dir_okay=False), default=None, help="Write every expected alert here, as Parquet.")
 @click.option("--one-event-per-record", is_flag=True, help="One event a record, its key the device's id, instead of frames.")
 @config_options
@@ -80,7 +81,8 @@ def _plan(given: dict[str, Any], config: Any, partitions: int) -> Any:
     from keystone.sim.plan import FleetPlan
 
     detection = config.detection
-    chosen = {} if given["bad_paths"] is None else {"bad_path_share": given["bad_paths"]}
+    shares = {"bad_path_share": given["bad_paths"], "weak_path_share": given["weak_paths"]}
+    chosen = {name: share for name, share in shares.items() if share is not None}
     return FleetPlan(
         eps=given["eps"],
         seconds=given["seconds"] or FOREVER_S,

@@ -38,7 +38,12 @@ def create_command(**given: Any) -> None:
     retention_ms = milliseconds(given["retention"])
     with _connected(given["log"], config) as (url, client):
         wanted = plans(
-            url, config.kafka, partitions=given["partitions"], replication=given["replication"], retention_ms=retention_ms, retention_bytes=given["retention_bytes"]
+            url,
+            config.kafka,
+            partitions=given["partitions"],
+            replication=given["replication"],
+            retention_ms=retention_ms,
+            retention_bytes=given["retention_bytes"],
         )
         for plan in wanted:
             click.echo(create(client, plan) or f"{plan.name}: is there already; keystone topics check tells whether it is right")

@@ -128,7 +128,10 @@ class TopicSink:
         """The ids of all actions in the topic from ``since_ms`` (broker time) on."""
         if self._actions is None:
             return set()
-        return {action["alert_id"] for action in read_json(self._actions, self._actions.client.offsets(self._actions.topic, range(self._actions.partitions), since_ms))}
+        return {
+            action["alert_id"]
+            for action in read_json(self._actions, self._actions.client.offsets(self._actions.topic, range(self._actions.partitions), since_ms))
+        }
 
     def end_offsets(self) -> dict[int, int]:
         """Of the actions' topic now."""
@@ -157,7 +160,7 @@ class TopicSink:
 
 
 def read_json(log_: KafkaLog, start_offsets: dict[int, int]) -> list[dict[str, Any]]:
-    """Every JSON object in a topic from ``start_offsets`` to its present ends; what is no JSON is left out."""
+    """Every action in a topic from ``start_offsets`` to its present ends, with the append time of its record as ``visible_ms``."""
     ends = log_.end_offsets()
     found: list[dict[str, Any]] = []
     for partition, start in start_offsets.items():
@@ -165,12 +168,13 @@ def read_json(log_: KafkaLog, start_offsets: dict[int, int]) -> list[dict[str, A
         until = time.monotonic() + LOOK_WAIT_S
         while reader.position() < ends[partition] and time.monotonic() < until:
             records = reader.poll(bytes_max=POLL_BYTES, wait_ms=POLL_WAIT_MS)
-            for begin, end in zip(records.starts.tolist(), records.ends.tolist(), strict=True):
+            places = zip(records.starts.tolist(), records.ends.tolist(), records.append_ts_ms.tolist(), strict=True)
+            for begin, end, append_ms in places:
                 try:
                     value = orjson.loads(records.text[begin:end].tobytes())
                 except orjson.JSONDecodeError:
                     continue
                 if isinstance(value, dict) and "alert_id" in value:
-                    found.append(value)
+                    found.append({**value, "visible_ms": float(append_ms)})
         reader.close()
     return found

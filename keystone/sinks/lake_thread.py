@@ -176,7 +176,7 @@ class WritingThread:
 def _free_name(target: Path) -> Path:
     """``target``, or the next name after it that no file has: a topic made anew begins again at offset 0, and nothing is overwritten."""
     number, free = 1, target
-    while free.exists():
+    while free.is_file():
         number += 1
         free = target.with_name(f"{target.stem}-{number}{target.suffix}")
     return free

@@ -86,7 +86,7 @@ def make_log(tmp_path: Path, *, retention_bytes: int = 256 << 20, segment_bytes:
 
 
 def session_spec(tmp_path: Path, partitions: tuple[int, ...], name: str = "session-0") -> SessionSpec:
-    return SessionSpec(name, partitions, str(tmp_path / "log"), str(tmp_path), str(tmp_path / "lake"), CONFIG, 10_000)
+    return SessionSpec(name, partitions, f"embedded:{tmp_path / 'log'}", str(tmp_path), str(tmp_path / "lake"), CONFIG, 10_000)
 
 
 def test_a_session_actor_whose_beginning_is_no_longer_retained_fails_and_names_the_partition(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def launch(tmp_path: Path) -> Supervisor:
     supervisor = Supervisor(tmp_path)
     for name, own in (("session-0", (0, 1)), ("session-1", (2, 3))):
         supervisor.add("session", name, f"partitions {own}", SessionActor, session_spec(tmp_path, own, name))
-    supervisor.add("fleet", "fleet-0", "all partitions", FleetActor, FleetSpec("fleet-0", (0, 1, 2, 3), str(tmp_path / "log"), str(tmp_path), PLAN))
+    supervisor.add("fleet", "fleet-0", "all partitions", FleetActor, FleetSpec("fleet-0", (0, 1, 2, 3), f"embedded:{tmp_path / 'log'}", str(tmp_path), PLAN))
     return supervisor
 
 

@@ -53,7 +53,7 @@ class Unreadable(NamedTuple):
     why: str
 
 
-class BadBatch(Exception):  # noqa: N818 - never leaves this package; it becomes an ``Unreadable``
+class BadBatch(Exception):
     """The bytes are not what a batch may be."""
 
 
@@ -262,7 +262,7 @@ class Columns:
 
     @property
     def places(self) -> I64:
-        """starts ends offsets append_ms, shape (4, count)."""
+        """Starts ends offsets append_ms, shape (4, count)."""
         return self._places[:, : self.count]
 
 

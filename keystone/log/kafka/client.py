@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import kafka.errors as errors
+from kafka import errors
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.consumer import ListOffsetsRequest
@@ -255,7 +255,7 @@ class KafkaClient:
 
 
 def _closing(manager: Any) -> Callable[[], Coroutine[Any, Any, None]]:
-    async def close() -> None:  # noqa: RUF029 - run by kafka-python's loop, which takes coroutines
+    async def close() -> None:
         manager.close()
 
     return close

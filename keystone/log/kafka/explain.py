@@ -1,79 +1,244 @@
 """One line for whatever a broker, a socket or a name server says: what is wrong, and what to change.
 
-kafka-python hides causes behind "Unable to bootstrap" and logs them; here the connection's own error is asked for.
+kafka-python hides causes behind "Unable to bootstrap" and logs them; ``connections`` keeps them, with the step that failed.
+What a broker says about a login is never repeated: nobody knows what it puts there.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+import socket
+import ssl
+from typing import Final, Literal, NamedTuple
 
-import kafka.errors as errors
+from kafka import errors
 
 from keystone.config import KafkaConfig
 from keystone.errors import KeystoneError, UsageError
 
+Step = Literal["name", "connect", "tls", "versions", "login", "metadata"]  # towards a broker, in this order
+
 LINE_LETTERS_MAX: Final = 300  # of what a broker says itself
+_WRONG_NAME: Final = frozenset({62, 63, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_, _IP_ADDRESS_
+_OUT_OF_TIME: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "BAD_RECORD_TYPE")
+_OLD_TLS: Final = ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE", "NO_SHARED_CIPHER")
+
+
+class StepFailed(errors.KafkaConnectionError):  # type: ignore[misc]
+    """A step towards a broker was not possible. The same may be tried again: brokers come back, passwords are corrected."""
+
+    def __init__(self, step: Step, cause: BaseException) -> None:
+        super().__init__(f"{step}: {type(cause).__name__}: {_plain(cause)}")
+        self.step = step
+        self.cause = cause
+
+
+class Reason(NamedTuple):
+    """Why a broker cannot be used, and what to change."""
+
+    what: str
+    cure: str
 
 
 def explain(error: BaseException, server: str, config: KafkaConfig) -> UsageError:
     """Why ``server`` (host:port) cannot be used, as one line."""
+    if isinstance(error, StepFailed) and isinstance(error.cause, UsageError):
+        return error.cause
     if isinstance(error, UsageError):
         return error
-    text = _plain(error)
-    for found, line in _RULES:
-        if found(error, text):
-            return UsageError(line.format(server=server, what=text, user=config.sasl_username, mechanism=config.sasl_mechanism, ca=_ca(config)))
-    if "socket disconnected" in text or "Connection closed" in text or isinstance(error, errors.RequestTimedOutError):
-        return UsageError(_hung_up(error, server, config))
-    return UsageError(f"{server}: cannot be used as a Kafka broker: {text or type(error).__name__}")
+    reason = reason_of(error, server, config)
+    return UsageError(f"{server}: {reason.what}: {reason.cure}")
+
+
+def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:
+    """The same in two parts."""
+    step, cause = (error.step, _innermost(error.cause)) if isinstance(error, StepFailed) else (None, _innermost(error))
+    if isinstance(cause, (errors.IncompatibleBrokerVersion, errors.UnsupportedVersionError)):
+        return _of_versions(cause)
+    if step == "name":
+        return _of_name(cause, server)
+    if isinstance(cause, ssl.SSLError):
+        return _of_tls(cause, server, config)
+    if step == "connect":
+        return _of_connecting(cause, config)
+    if isinstance(cause, errors.InvalidReceiveError):
+        return _of_bytes(cause, config)
+    if step == "login" and (found := _of_login(cause, config)):
+        return found
+    if isinstance(cause, errors.ClusterAuthorizationFailedError):
+        return Reason(f"{_who(config)} may not use this cluster", "allow it by ACL")
+    if _is_timeout(cause):
+        return _of_silence(step, config)
+    if isinstance(cause, (errors.KafkaConnectionError, OSError)):
+        return _of_hanging_up(step, config)
+    if isinstance(cause, errors.KafkaProtocolError):
+        return Reason(f"answers, but not as a Kafka broker does ({_plain(cause)})", "correct the port")
+    return Reason(f"cannot be used as a Kafka broker ({_plain(cause) or type(cause).__name__})", "look at the broker's log")
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """kafka-python wraps errors of sockets as arguments of its own."""
+    while isinstance(error, errors.KafkaError) and error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    return error
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, (TimeoutError, errors.KafkaTimeoutError, errors.RequestTimedOutError))
 
 
 def _plain(error: BaseException) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()[:LINE_LETTERS_MAX]
 
 
-def _ca(config: KafkaConfig) -> str:
-    return f"kafka.tls_ca_file = {config.tls_ca_file}" if config.tls_ca_file else "kafka.tls_ca_file (not set: the system's authorities)"
+def _who(config: KafkaConfig) -> str:
+    if config.security_protocol.startswith("SASL"):
+        return "the owner of the token" if config.sasl_mechanism == "OAUTHBEARER" else f"user {config.sasl_username!r}"
+    return "this client (by its certificate)" if config.tls_cert_file else "this client, which does not log in,"
 
 
-def _is(*kinds: type[BaseException]):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    return lambda error, text: isinstance(error, kinds)  # noqa: ARG005
+def _wait_s(config: KafkaConfig) -> str:
+    return f"{config.connect_timeout_ms / 1_000:g} s"
 
 
-def _says(*words: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    return lambda error, text: any(word in text for word in words)  # noqa: ARG005
+# --- one step each ----------------------------------------------------------------------------------------------------------
+def _of_name(cause: BaseException, server: str) -> Reason:
+    host = server.rpartition(":")[0]
+    if _is_timeout(cause) or (isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN):
+        return Reason(f"no name server answers for {host!r}", "look at the network, or write an address instead of the name")
+    return Reason(f"the host name {host!r} is unknown", "correct it, or make it known here (DNS, /etc/hosts)")
 
 
-_RULES: Final = (
-    (_says("UNSUPPORTED_SASL_MECHANISM", "does not support"), "{server}: does not offer kafka.sasl_mechanism = {mechanism}: {what}"),
-    (_is(errors.UnsupportedSaslMechanismError), "{server}: does not offer kafka.sasl_mechanism = {mechanism}: choose one that it does"),
-    (_is(errors.IllegalSaslStateError), "{server}: asks for no password on this port: set kafka.security_protocol without SASL, or another port"),
-    (
-        _is(errors.SaslAuthenticationFailedError),
-        "{server}: refuses user {user!r} or the password ({mechanism}): correct kafka.sasl_username, or what kafka.sasl_password_file holds",
-    ),
-    (_says("CERTIFICATE_VERIFY_FAILED", "Hostname mismatch") , "{server}: its certificate is not trusted ({what}): correct {ca}, or the host's name"),
-    (_says("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure", "wrong version number", "PACKET_LENGTH_TOO_LONG"),
-     "{server}: does not speak TLS on this port: set kafka.security_protocol = PLAINTEXT (or SASL_PLAINTEXT), or name the TLS port"),
-    (_says("CERTIFICATE_REQUIRED", "certificate required", "BAD_CERTIFICATE", "HANDSHAKE_FAILURE", "alert"),
-     "{server}: wants a certificate of this client ({what}): set kafka.tls_cert_file and kafka.tls_key_file"),
-    (_says("ECONNREFUSED"), "{server}: nothing listens there: start the broker, or correct the address"),
-    (_says("EHOSTUNREACH", "ENETUNREACH"), "{server}: there is no way to this host: correct the address, or the network"),
-    (_says("DNS"), "{server}: the host's name is unknown: correct it"),
-    (_says("timed out", "Timeout"), "{server}: does not answer: start the broker, or correct the address (or a firewall drops the packets)"),
-    (_is(errors.IncompatibleBrokerVersion, errors.UnsupportedVersionError), "{server}: speaks another version of Kafka's protocol ({what}): use brokers of Kafka 2.1 or newer"),
-    (_is(errors.InvalidReceiveError, errors.KafkaProtocolError, errors.CorrelationIdError),
-     "{server}: answers, but not as a Kafka broker ({what}): correct the port"),
-    (_is(errors.ClusterAuthorizationFailedError), "{server}: the user {user!r} may not use this cluster: allow it by ACL"),
-)  # fmt: skip
+def _of_connecting(cause: BaseException, config: KafkaConfig) -> Reason:
+    if isinstance(cause, ConnectionRefusedError):
+        return Reason("nothing listens there", "start the broker, or correct host and port")
+    if _is_timeout(cause):
+        return Reason(f"does not answer within {_wait_s(config)}", "correct host and port, or let the firewall pass it")
+    what = cause.strerror if isinstance(cause, OSError) and cause.strerror else _plain(cause)
+    return Reason(f"cannot be reached ({what})", "correct host and port, or look at the network")
 
 
-def _hung_up(error: BaseException, server: str, config: KafkaConfig) -> str:
-    how = "does not answer" if isinstance(error, errors.RequestTimedOutError) else "hangs up"
-    if config.security_protocol == "PLAINTEXT":
-        return f"{server}: {how} when spoken to: if it wants TLS or a password there, set kafka.security_protocol to SSL or SASL_SSL; else correct the port"
-    return f"{server}: {how} when spoken to by {config.security_protocol}: correct kafka.security_protocol, kafka.sasl_mechanism, or the port"
+def _of_tls(cause: ssl.SSLError, server: str, config: KafkaConfig) -> Reason:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _of_certificate(cause, server, config)
+    why = f"{cause.reason or _plain(cause)}"
+    if any(word in why for word in _NOT_TLS):
+        return _not_tls("does not speak TLS", config)
+    if any(word in why for word in _OLD_TLS):
+        return Reason(f"agrees on no version or cipher of TLS ({why})", "let the broker offer TLS 1.2 or 1.3 (ssl.enabled.protocols)")
+    if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
+        return _of_hanging_up("tls", config)
+    if config.tls_cert_file:
+        return Reason(f"refuses the certificate of kafka.tls_cert_file = {config.tls_cert_file} ({why})", "use one that the brokers' authority signed")
+    return Reason(f"wants a certificate of this client ({why})", "set kafka.tls_cert_file and kafka.tls_key_file")
+
+
+def _of_certificate(cause: ssl.SSLCertVerificationError, server: str, config: KafkaConfig) -> Reason:
+    host = server.rpartition(":")[0]
+    if cause.verify_code in _WRONG_NAME:
+        return Reason(f"its certificate is not for {host!r}", "use a host name that the certificate holds, or give the broker a certificate for this one")
+    if cause.verify_code in _OUT_OF_TIME:
+        return Reason(f"its certificate is out of date ({cause.verify_message})", "renew it at the broker, or correct this machine's clock")
+    if config.tls_ca_file:
+        return Reason(
+            f"its certificate is not of an authority in kafka.tls_ca_file = {config.tls_ca_file} ({cause.verify_message})", "name the CA file of these brokers"
+        )
+    return Reason(f"its certificate is of no authority that this system trusts ({cause.verify_message})", "name the CA file of these brokers by kafka.tls_ca_file")
+
+
+def _not_tls(what: str, config: KafkaConfig) -> Reason:
+    plain = "SASL_PLAINTEXT" if config.security_protocol.startswith("SASL") else "PLAINTEXT"
+    return Reason(what, f"name the broker's TLS port, or set kafka.security_protocol = {plain} if this is another")
+
+
+def _of_versions(cause: BaseException) -> Reason:
+    return Reason(f"speaks another version of Kafka's protocol ({_said(cause)})", "use brokers of Kafka 2.1 or newer that this program's kafka-python knows")
+
+
+def _said(cause: BaseException) -> str:
+    """Without kafka-python's prefix, which names the class."""
+    words = cause.args[0] if cause.args and isinstance(cause.args[0], str) else ""
+    return re.sub(r"\s+", " ", words).strip()[:LINE_LETTERS_MAX] or type(cause).__name__
+
+
+def _of_bytes(cause: BaseException, config: KafkaConfig) -> Reason:
+    """What was taken for the length of an answer tells what the other side speaks."""
+    number = re.search(r"-?[0-9]+$", _said(cause))
+    start = (int(number[0]) & 0xFFFFFFFF).to_bytes(4, "big") if number else b""
+    if start[:2] == b"\x15\x03":  # a TLS alert
+        return Reason("speaks TLS on this port", f"set kafka.security_protocol = {_with_tls(config)}, or name the port without TLS")
+    if start == b"HTTP":
+        return Reason("speaks HTTP, not Kafka's protocol", "correct the port")
+    shown = f" (its answer begins with {start.decode()!r})" if start.isascii() and start.decode().isprintable() and start else ""
+    return Reason(f"answers, but not as a Kafka broker does{shown}", "correct the port")
+
+
+def _with_tls(config: KafkaConfig) -> str:
+    return "SASL_SSL" if config.security_protocol.startswith("SASL") else "SSL or SASL_SSL"
+
+
+def _of_login(cause: BaseException, config: KafkaConfig) -> Reason | None:
+    name = config.sasl_mechanism
+    if isinstance(cause, errors.UnsupportedSaslMechanismError):
+        return Reason(f"does not offer kafka.sasl_mechanism = {name}", f"set it to one of what it offers: {_said(cause)}")
+    if isinstance(cause, errors.IllegalSaslStateError):
+        plain = config.security_protocol.removeprefix("SASL_")
+        return Reason("asks for no login on this port", f"set kafka.security_protocol = {plain}, or name the port that asks for one")
+    if isinstance(cause, errors.SaslAuthenticationFailedError):
+        if name == "OAUTHBEARER":
+            return Reason("refuses the token of kafka.oauth_token_command", "look at what it is issued for: subject, audience, issuer, time")
+        return Reason(f"refuses user {config.sasl_username!r} or the password ({name})", f"correct kafka.sasl_username, or {_password_place(config)}")
+    if isinstance(cause, (errors.KafkaError, OSError)):
+        return None
+    return Reason(f"does not log in as {name} demands, and may not be the broker that it is taken for", "correct host and port")
+
+
+def _password_place(config: KafkaConfig) -> str:
+    return f"the password in kafka.sasl_password_file = {config.sasl_password_file}" if config.sasl_password_file else "KEYSTONE_KAFKA__SASL_PASSWORD"
+
+
+def _of_silence(step: Step | None, config: KafkaConfig) -> Reason:
+    if step == "tls":
+        return Reason(f"takes the connection, but does not answer the TLS handshake within {_wait_s(config)}", "correct the port, or look at the broker")
+    if step == "login":
+        return Reason(f"does not answer the login within {_wait_s(config)}", "look at the broker")
+    if step == "versions":
+        return Reason(f"takes the connection, but does not answer within {_wait_s(config)}", "correct the port (or kafka.security_protocol), or look at the broker")
+    return Reason("does not answer in time", "look at the broker, or at the network")
+
+
+def _of_hanging_up(step: Step | None, config: KafkaConfig) -> Reason:
+    has_tls, logs_in = config.security_protocol.endswith("SSL"), config.security_protocol.startswith("SASL")
+    if step == "tls":
+        return _not_tls("hangs up during the TLS handshake, as ports without TLS do", config)
+    if step == "login":
+        return Reason(f"hangs up during the login ({config.sasl_mechanism})", "look at the broker's log, or choose another kafka.sasl_mechanism")
+    if step == "metadata" and not logs_in:
+        return Reason("hangs up at the first request", f"it wants a login: set kafka.security_protocol = {'SASL_SSL' if has_tls else 'SASL_PLAINTEXT or SASL_SSL'}")
+    if step == "versions" and not has_tls:
+        return Reason("hangs up before it answers", f"if it wants TLS there, set kafka.security_protocol = {_with_tls(config)}; else correct the port")
+    if step == "versions" and not config.tls_cert_file:
+        return Reason(
+            "hangs up after the TLS handshake", "if it wants a certificate of this client, set kafka.tls_cert_file and kafka.tls_key_file; else correct the port"
+        )
+    return Reason("hangs up", "look at the broker's log")
+
+
+# --- other lines ------------------------------------------------------------------------------------------------------------
+def advertised(error: BaseException, server: str, broker: int, address: str, config: KafkaConfig) -> UsageError:
+    """``server`` can be used, but not the address it gives for ``broker``, where everything else is to be sent."""
+    if isinstance(error, StepFailed) and isinstance(error.cause, UsageError):
+        return UsageError(f"{server}: answers, but its advertised.listeners sends clients elsewhere: {error.cause}")
+    reason = reason_of(error, address, config)
+    cure = reason.cure if isinstance(error, StepFailed) and error.step not in ("name", "connect") else f"make {address} reachable from here"
+    what = f"answers, but its advertised.listeners sends clients to {address} (broker {broker}), and that {_claim(reason.what)}"
+    return UsageError(f"{server}: {what}: correct advertised.listeners at the broker, or {cure}")
+
+
+def _claim(what: str) -> str:
+    """A claim about an address, after its name."""
+    return {"nothing listens there": "is a port where nothing listens"}.get(what, f"cannot be used: {what}" if what[:4] in ("the ", "no n", "its ") else what)
 
 
 def not_there(topic: str, server: str) -> UsageError:
@@ -81,10 +246,19 @@ def not_there(topic: str, server: str) -> UsageError:
     return UsageError(f"topic {topic!r} is not at {server}: make it by: keystone topics create --log kafka://{server}/{topic}")
 
 
+_RIGHTS: Final = {
+    "read": "READ and DESCRIBE on the topic",
+    "write": "WRITE and DESCRIBE on the topic",
+    "see": "DESCRIBE on the topic, and READ to run or WRITE to simulate",
+    "create": "CREATE on the topic, or on the cluster",
+    "delete": "DELETE on the topic",
+}
+
+
 def not_allowed(action: str, topic: str, config: KafkaConfig) -> UsageError:
-    """The topic may not be read, written or seen by this user."""
-    who = f"user {config.sasl_username!r}" if config.sasl_username else "this client"
-    return UsageError(f"{who} may not {action} topic {topic!r}: allow it by ACL (READ to run, WRITE to simulate; DESCRIBE for both)")
+    """The topic may not be read, written, created or seen by this user."""
+    where = ", if there is one" if action == "see" else ""
+    return UsageError(f"{_who(config)} may not {action} topic {topic!r}{where}: allow by ACL: {_RIGHTS.get(action, action.upper())}")
 
 
 def as_ours(error: BaseException, what: str) -> KeystoneError:

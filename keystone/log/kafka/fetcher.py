@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import kafka.errors as errors
+from kafka import errors
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.protocol.consumer import FetchRequest
 
@@ -334,7 +334,7 @@ def last_whole_offset(data: memoryview) -> int | None:
     at, last = 0, None
     while at + HEADER_BYTES <= len(data):
         base, length = _LENGTHS.unpack_from(data, at)
-        if length < HEADER_BYTES - _LENGTHS.size or data[at + MAGIC_AT] < 2:  # noqa: PLR2004 - refused when it is read
+        if length < HEADER_BYTES - _LENGTHS.size or data[at + MAGIC_AT] < 2:
             return base if last is None else last
         if at + _LENGTHS.size + length > len(data):
             break

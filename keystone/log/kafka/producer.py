@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import kafka.errors as errors
+from kafka import errors
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 
@@ -299,7 +299,7 @@ class Producer:
             self._again(batches)
         except Exception as error:  # noqa: BLE001 - whatever it is, each batch gets its outcome
             if not isinstance(error, errors.KafkaError):
-                log.error("a produce request failed: %s: %s", type(error).__name__, error)  # noqa: TRY400 - tracebacks may show payloads
+                log.error("a produce request failed: %s: %s", type(error).__name__, error)
             if isinstance(error, errors.AuthorizationError):
                 for batch in batches:
                     self._settle(batch, Outcome(FAILED, -1, -1, explain.not_allowed("write", batch.lane.topic, self._config)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import kafka.errors as errors
+from kafka import errors
 from kafka.protocol.admin import DescribeConfigsRequest
 
 from keystone.log.kafka.client import KafkaClient

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import kafka.errors as errors
+from kafka import errors
 from kafka.protocol.admin import CreateTopicsRequest, DeleteTopicsRequest
 
 from keystone.config import KafkaConfig
@@ -159,7 +159,7 @@ def _of_replicas(client: KafkaClient, name: str, settings: dict[str, str | None]
     in_sync = int(settings.get("min.insync.replicas") or 1)
     if copies == 1:
         yield Finding(name, len(cluster.brokers()) > 1, "1 replica: a broker that is lost takes its records with it: make the topic with 3")
-    elif in_sync < 2:  # noqa: PLR2004 - two of three
+    elif in_sync < 2:
         yield Finding(name, True, f"min.insync.replicas = {in_sync} with {copies} replicas: an acknowledged record may be in one place only: set it to {copies - 1}")
     elif in_sync >= copies > 0:
         yield Finding(name, True, f"min.insync.replicas = {in_sync} of {copies} replicas: one broker down stops every send: set it to {copies - 1}")
