@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import polars as pl
 import psutil
@@ -115,11 +115,16 @@ def _said(file: Any) -> str:
     return os.pread(file.fileno(), 1 << 26, 0).decode("utf-8", "replace")
 
 
-def command(*words: str, **options: Any) -> Command:
-    """Run to the end. ``Command.process.returncode`` is its status; the output can no longer be read when the block is left."""
-    found = Command(*words, **options)
-    found.end()
-    return found
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def command(*words: str, within_s: float = END_S_MAX, **options: Any) -> Ended:
+    """Run to the end."""
+    with Command(*words, **options) as running:
+        return Ended(running.end(within_s), running.out, running.err)
 
 
 def settings(given: Mapping[str, object]) -> list[str]:

@@ -1,0 +1,318 @@
+"""A run and a simulation on brokers that a test breaks: start both, wait until alerts flow, break and heal, then score what is left.
+
+Three judges, none of which believes the program. *Truth*: what the devices say must be alerted. *Ledger*: what was acknowledged
+against what the topic holds, what was received and what lies in the lake. *Law*: the slow reference over the topic as librdkafka
+reads it, with the append times that its records have; alerts and sessions must be the reference's, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+import polars as pl
+import psutil
+from confluent_kafka import Consumer, ElectionType, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from keystone.bench.latency import ALERT_KEY, score
+from tests.kafka_server import KafkaCluster
+from tests.rdkafka import CONSUMING, leaders
+from tests.reference import DIMENSIONS, INTS, STRINGS, LogRecord, ReferenceSessions, partition_of
+from tests.services.runs import ALERT_COLUMNS, Command, Rows, by, log_of
+
+PARTITIONS = 4
+TELEMETRY, ACTIONS, DEAD_LETTERS = "keystone-telemetry", "keystone-actions", "keystone-dead-letters"
+WAIT_S_MAX = 60.0  # for an alert after a fault: generous, brokers on a busy machine take a tenth of it
+FLOWING = 5  # alerts
+OPEN_STALL_MS = 10_000
+DELIVERY_MS_MAX = 3_000  # up to here the devices' truth is sure also of stalls: none of theirs is as near to OPEN_STALL_MS
+_ABSENT: dict[str, Any] = dict.fromkeys((*STRINGS, *DIMENSIONS, *INTS, "fatal"))
+_SENT = re.compile(r"intended ([\d,]+) = acknowledged ([\d,]+) \+ failed ([\d,]+) \+ unknown ([\d,]+)")
+Log = dict[int, list[LogRecord]]
+
+
+@dataclass
+class Fault:
+    """``partitions``: of the telemetry, that it stands still. Times: wall clock, ms."""
+
+    name: str
+    partitions: frozenset[int]
+    began_ms: float
+    healed_ms: float = 0.0
+    next_alert_ms: float = float("nan")  # from the fault to the next alert of these partitions: when its action was appended
+
+
+class FaultRun:
+    """``keystone run`` and ``keystone simulate`` on ``kafka``. A context manager; ``end`` waits for both and gives what is to be scored."""
+
+    def __init__(self, kafka: KafkaCluster, folder: Path, *, eps: int = 2_000, seconds: int = 14, actors: int = 1, options: Sequence[str] = ()) -> None:
+        self.kafka = kafka
+        self.faults: list[Fault] = []
+        self.url = "kafka://" + ",".join(kafka.servers)
+        self._folder, self._actors = folder, actors
+        self._simulate = ["--eps", str(eps), "--seconds", str(seconds), "--bad-paths", "0.5", "--truth", str(folder / "truth.parquet"), *options]
+        self._held = ExitStack()
+        self._processes: list[psutil.Process] = []
+
+    def __enter__(self) -> Self:
+        with self._held:
+            create_topics(self.url)
+            self._ends = self._held.enter_context(_ends_of(self.kafka.servers))
+            paths = ["--lake", str(self._folder / "lake"), "--report", str(self._folder / "report.json")]
+            given = ["run", "--log", self.url, "--until-idle", "4", "--session-actors", str(self._actors), *paths]
+            self.run = self._held.enter_context(Command(*given))
+            self.run.wait_for("reading kafka://")
+            self.simulate = self._held.enter_context(Command("simulate", "--log", self.url, *self._simulate))
+            self._processes = self.session_actors()
+            assert len(self._processes) == self._actors
+            self._held = self._held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if any(error):
+            for command in (self.simulate, self.run):
+                print(f"--- {command.process.args}\n{command.out}\n{command.err}")
+        self._held.close()
+
+    # --- while it runs --------------------------------------------------------------------------------------------------
+    def session_actors(self) -> list[psutil.Process]:
+        """The processes that own partitions."""
+        family = psutil.Process(self.run.process.pid).children(recursive=True)
+        return sorted((p for p in family if p.name().startswith("ray::SessionA")), key=lambda process: process.pid)
+
+    def alerts(self) -> int:
+        """Actions in the topic; waits for a broker that is not there."""
+        return sum(self._ends(ACTIONS).values())
+
+    def wait_flowing(self, more: int = FLOWING) -> None:
+        """Until ``more`` alerts than now are in the topic, while the devices still send."""
+        wanted = self.alerts() + more
+        until = time.monotonic() + WAIT_S_MAX
+        while self.alerts() < wanted:
+            assert time.monotonic() < until, f"no {more} alerts within {WAIT_S_MAX:.0f} s"
+            time.sleep(0.05)
+        assert self.simulate.process.poll() is None, "the devices were done before the fault: too late to break anything"
+
+    @contextmanager
+    def fault(self, name: str, partitions: Iterable[int] = range(PARTITIONS)) -> Iterator[Fault]:
+        """The block breaks something and heals it."""
+        found = Fault(name, frozenset(partitions), time.time() * 1_000)
+        self.faults.append(found)
+        yield found
+        found.healed_ms = time.time() * 1_000
+
+    def led_by(self, broker: int) -> set[int]:
+        """Telemetry partitions."""
+        return {partition for partition, leader in leaders(self.kafka.servers, TELEMETRY).items() if leader == broker}
+
+    # --- the end ----------------------------------------------------------------------------------------------------------
+    def end(self) -> Outcome:
+        """Both end by themselves, in the processes they began in."""
+        sent = self.simulate.end()
+        assert self.session_actors() == self._processes, "an actor was started anew"
+        status = self.run.end()
+        return Outcome(self, sent, status)
+
+
+def create_topics(url: str) -> None:
+    """Those of the three that are not there."""
+    with Command("topics", "create", "--log", url, "--partitions", str(PARTITIONS)) as made:
+        assert made.end() == 0, made.err
+
+
+@contextmanager
+def _ends_of(servers: Sequence[str]) -> Iterator[Any]:
+    reader = Consumer({"bootstrap.servers": ",".join(servers), "group.id": "independent", "log_level": "0", "reconnect.backoff.max.ms": "500", **CONSUMING})
+
+    def ends(topic: str) -> dict[int, int]:
+        until = time.monotonic() + WAIT_S_MAX
+        while True:
+            try:
+                return {p: reader.get_watermark_offsets(TopicPartition(topic, p), timeout=2.0, cached=False)[1] for p in range(PARTITIONS)}
+            except KafkaException:
+                assert time.monotonic() < until, f"the ends of {topic} are not told"
+                time.sleep(0.05)
+
+    yield ends
+    reader.close()
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------------
+@dataclass
+class Outcome:
+    """Everything that is left when both programs have ended, read by others than them."""
+
+    ended: FaultRun
+    simulate_status: int
+    run_status: int
+    sent: dict[str, int] = field(init=False)  # intended acknowledged failed unknown, events
+    report: dict[str, Any] = field(init=False)
+    truth: pl.DataFrame = field(init=False)
+    log: Log = field(init=False)  # the telemetry at the end
+    actions: Rows = field(init=False)  # with ``visible_ms``
+    lake: pl.DataFrame = field(init=False)
+    sessions: Rows = field(init=False)
+
+    def __post_init__(self) -> None:
+        folder, servers = self.ended._folder, self.ended.kafka.servers
+        found = _SENT.search(self.ended.simulate.out)
+        assert found is not None, self.ended.simulate.out + self.ended.simulate.err
+        self.sent = dict(zip(("intended", "acknowledged", "failed", "unknown"), (int(n.replace(",", "")) for n in found.groups()), strict=True))
+        self.report = json.loads((folder / "report.json").read_bytes())
+        self.truth = pl.read_parquet(folder / "truth.parquet")
+        self.log = log_of(servers, TELEMETRY)
+        actions = [record for records in log_of(servers, ACTIONS).values() for record in records]
+        self.actions = [json.loads(record.value or b"") | {"visible_ms": record.append_ts} for record in actions]
+        self.dead_letters = sum(map(len, log_of(servers, DEAD_LETTERS).values()))
+        self.lake = pl.read_parquet(folder / "lake" / "**" / "*.parquet", hive_partitioning=False)
+        self.sessions = [row for path in sorted((folder / "lake-sessions").glob("*.parquet")) for row in pl.read_parquet(path).to_dicts()]
+        self._note_next_alerts()
+
+    def _note_next_alerts(self) -> None:
+        for fault in self.ended.faults:
+            later = [
+                action["visible_ms"] - fault.began_ms
+                for action in self.actions
+                if action["visible_ms"] > fault.began_ms and partition_of(action["device_id"], PARTITIONS) in fault.partitions
+            ]
+            fault.next_alert_ms = min(later, default=float("nan"))
+
+    def tell(self, record_property: Any) -> None:
+        """Times from fault to the next alert, into the test's output and report; each has to have one."""
+        for fault in self.ended.faults:
+            lasted_s = (fault.healed_ms - fault.began_ms) / 1_000
+            told = {"fault": fault.name, "lasted_s": round(lasted_s, 2), "next_alert_s": round(fault.next_alert_ms / 1_000, 2)}
+            record_property("fault", json.dumps(told))
+            print(json.dumps(told))
+            assert fault.next_alert_ms < WAIT_S_MAX * 1_000, f"no alert after the fault: {told}"
+
+    # --- judges -----------------------------------------------------------------------------------------------------------
+    def assert_well(self, record_property: Any) -> None:
+        """A fault that may delay, and nothing else: everything acknowledged is there once, everything alerted once, exit status 0."""
+        self.tell(record_property)
+        assert (self.simulate_status, self.run_status) == (0, 0), self.ended.run.err
+        assert self.sent["acknowledged"] == self.sent["intended"]
+        self.assert_ledger(self.log)
+        assert (self.report["gaps"], self.report["failures"]) == ({}, [])
+        self.assert_law(self.log)
+        self.assert_truth()
+
+    def assert_ledger(self, log: Log) -> None:
+        """Of a run that read exactly ``log``."""
+        ledger, events = self.report["ledger"], sum(1 for _ in events_of(log))
+        assert self.sent["acknowledged"] + self.sent["failed"] + self.sent["unknown"] == self.sent["intended"]
+        assert self.report["restarts"] == 0
+        assert self.dead_letters == ledger["dead_lettered"] == ledger["empty_records"] == 0
+        assert events == ledger["received"] == ledger["accepted"] == ledger["applied"] + ledger["duplicates"] == ledger["lake_rows"] == self.lake.height
+        if log is self.log:
+            assert self.sent["acknowledged"] <= events <= self.sent["acknowledged"] + self.sent["unknown"]
+
+    def assert_law(self, log: Log) -> None:
+        """Alerts, sessions and the places of lake rows are those of the reference over ``log``."""
+        alerts, sessions, places = law_of(log)
+        assert_same(self.actions, alerts, ALERT_COLUMNS, "alerts")
+        assert_same(self.sessions, sessions, tuple(sessions[0]), "sessions")
+        assert Counter(self.lake.select("partition", "offset", "line", "append_ts", "duplicate").iter_rows()) == Counter(places)
+
+    def assert_truth(self) -> None:
+        """None missed, none false, none doubled.
+
+        Where an append was late by more than DELIVERY_MS_MAX, log time holds other silences than the devices meant: then a stall may alert before its
+        loop is complete, or not at all; which ones is the law's matter, but each change has to be of this kind.
+        """
+        alerts = pl.DataFrame([{name: action[name] for name in ALERT_KEY} for action in self.actions], schema=self.truth.select(ALERT_KEY).schema)
+        scored = score(self.truth, alerts)
+        late_ms = self.late_ms()
+        print(json.dumps({"late_ms_max": round(late_ms), **scored.as_dict()}))
+        assert scored.duplicate == 0
+        assert scored.expected > 20
+        if late_ms < DELIVERY_MS_MAX:
+            assert (scored.missed, scored.false) == (0, 0)
+        missed = self.truth.join(alerts, on=ALERT_KEY, how="anti", nulls_equal=True)
+        false = alerts.join(self.truth, on=ALERT_KEY, how="anti", nulls_equal=True)
+        for lost, instead in ((missed, false), (false, missed)):
+            loops, stalls = lost.filter(pl.col("kind") == "buffering_loop"), instead.filter(pl.col("kind") == "open_stall")
+            assert loops.join(stalls, on=["device_id", "session_id"], how="anti").is_empty(), loops
+
+    def late_ms(self) -> float:
+        """From a device's clock to the append, at most. The devices' clock is as far from ours as the truth's two times are."""
+        loops = self.truth.filter(pl.col("kind") == "buffering_loop")
+        ahead_ms = loops.select((pl.col("intended_ms") - pl.col("event_ts")).median()).item()
+        return float(self.lake.select((pl.col("append_ts") - pl.col("ts")).max()).item() - ahead_ms)
+
+    def lake_log(self, before_ms: float) -> list[tuple[int, int, int, int, dict[str, Any]]]:
+        """Rows appended before ``before_ms`` as events: what was read of a topic that is no more."""
+        rows = self.lake.filter(pl.col("append_ts") < before_ms).sort("partition", "offset", "line").to_dicts()
+        return [(row["partition"], row["offset"], row["line"], row["append_ts"], row) for row in rows]
+
+
+#: partition, offset, line, append time, event
+Placed = tuple[int, int, int, int, dict[str, Any]]
+
+
+def events_of(log: Mapping[int, Sequence[LogRecord]]) -> Iterator[Placed]:
+    """Every event of clean telemetry, in order."""
+    for partition, records in sorted(log.items()):
+        for record in records:
+            for number, line in enumerate((record.value or b"").split(b"\n")):
+                if line:
+                    yield partition, record.offset, number, record.append_ts, _ABSENT | orjson.loads(line)
+
+
+def law_of(log: Log, before: Iterable[Placed] = ()) -> tuple[Rows, Rows, list[tuple[int, int, int, int, bool]]]:
+    """Alerts, closed sessions and lake rows (partition, offset, line, append time, duplicate) of ``before`` and then ``log``."""
+    tables = {partition: ReferenceSessions(partition=partition, open_stall_ms=OPEN_STALL_MS) for partition in range(PARTITIONS)}
+    rows, end_ms = [], 0
+    for partition, offset, line, append_ts, event in (*before, *events_of(log)):
+        duplicate, _ = tables[partition].apply(event, append_ts)
+        rows.append((partition, offset, line, append_ts, duplicate))
+        end_ms = max(end_ms, append_ts)
+    for table in tables.values():
+        table.advance(end_ms + OPEN_STALL_MS)  # the run waits for the stalls that the devices left open
+        table.close_all()
+    return [a for t in tables.values() for a in t.alerts], [s for t in tables.values() for s in t.sessions], rows
+
+
+def assert_same(found: Rows, expected: Rows, names: Sequence[str], what: str) -> None:
+    """Equal as multisets of rows; the message shows a few that are not."""
+    ours, theirs = (Counter(tuple(row[name] for name in names) for row in rows) for rows in (found, expected))
+    surplus, missing = ours - theirs, theirs - ours
+    assert not surplus, f"{surplus.total()} of {ours.total()} {what} too many ({missing.total()} missing): {list(surplus)[:3]}; missing: {list(missing)[:3]}"
+    assert not missing, f"{missing.total()} of {theirs.total()} {what} are missing: {list(missing)[:3]}"
+
+
+# --- what administrators do ---------------------------------------------------------------------------------------------------
+def delete_topic(servers: Sequence[str], topic: str) -> None:
+    """Until brokers know of it no more."""
+    admin = AdminClient({"bootstrap.servers": ",".join(servers)})
+    admin.delete_topics([topic])[topic].result(WAIT_S_MAX)
+    until = time.monotonic() + WAIT_S_MAX
+    while topic in admin.list_topics(timeout=WAIT_S_MAX).topics:
+        assert time.monotonic() < until, f"{topic} is still there"
+        time.sleep(0.02)
+
+
+def delete_records(servers: Sequence[str], topic: str, before: Mapping[int, int]) -> None:
+    """What retention does, at once: each partition begins at the given offset."""
+    admin = AdminClient({"bootstrap.servers": ",".join(servers)})
+    for done in admin.delete_records([TopicPartition(topic, partition, offset) for partition, offset in before.items()]).values():
+        done.result(WAIT_S_MAX)
+
+
+def move_leaders_back(servers: Sequence[str], topic: str) -> None:
+    """Wait until every replica is in sync, then let the first of each partition lead."""
+    admin = AdminClient({"bootstrap.servers": ",".join(servers)})
+    until = time.monotonic() + WAIT_S_MAX
+    while any(len(p.isrs) < len(p.replicas) for p in admin.list_topics(topic, timeout=WAIT_S_MAX).topics[topic].partitions.values()):
+        assert time.monotonic() < until, f"{topic} is not in sync"
+        time.sleep(0.1)
+    admin.elect_leaders(ElectionType.PREFERRED, [TopicPartition(topic, partition) for partition in range(PARTITIONS)]).result(WAIT_S_MAX)
