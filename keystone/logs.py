@@ -245,7 +245,7 @@ class Logging:
             self._writer.drop()
 
     def _summary(self, repeated: Repeated) -> Line:
-        message = f"{repeated.template} ... repeated {repeated.count:,} times in {repeated.seconds:.3g} s"
+        message = f"{repeated.template} ... repeated {repeated.times:,} times in {repeated.seconds:.3g} s"
         line = Line(time.time(), repeated.level, repeated.logger, message, {"hidden": repeated.hidden})
         if line.level >= logging.WARNING:
             self.recent.add(line, repeated.hidden)

@@ -28,12 +28,12 @@ TEMPLATE_CHARS_MAX: Final = 300  # that tell messages apart: 1,024 x (300 + 200)
 
 
 class Repeated(NamedTuple):
-    """A window's end: of ``count`` records, ``hidden`` were not shown."""
+    """A window's end: of ``times`` records, ``hidden`` were not shown."""
 
     logger: str
     level: int
     template: str
-    count: int
+    times: int
     hidden: int
     seconds: float
 

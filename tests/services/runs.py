@@ -21,7 +21,7 @@ import psutil
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from tests.rdkafka import CONSUMING, WAIT_S_MAX, Confluent, Pair, create_topic
-from tests.reference import DIMENSIONS, INTS, LogRecord, ReferenceSessions, Result, decode_line, lines_of, parse_json, partition_of, reference_log
+from tests.reference import DIMENSIONS, INTS, LogRecord, ReferenceSessions, Result, decode_line, parse_json, partition_of, reference_log
 
 Rows = list[dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -253,16 +253,13 @@ def expected_of(log: Mapping[int, Sequence[LogRecord]], *, idle_ms: int, **optio
 
     ``idle_ms`` is behind every timer that may have fired: the result is the same however much longer the run took.
     """
-    result = reference_log(dict(log), end_log_time=None, **options)
-    result.alerts, result.sessions = [], []
+    result = reference_log(dict(log), **options)
     end = max((record.append_ts for records in log.values() for record in records), default=0) + idle_ms
-    for partition, records in log.items():
-        table = ReferenceSessions(partition=partition, **options)
-        for record in records:
-            for _, line in lines_of(record.value or b""):
-                event = decode_line(line)
-                if isinstance(event, dict):
-                    table.apply(event, record.append_ts)
+    tables = {partition: ReferenceSessions(partition=partition, **options) for partition in log}
+    for row in result.rows:
+        tables[row["partition"]].apply(row, row["append_ts"])
+    result.alerts, result.sessions = [], []
+    for table in tables.values():
         table.advance(end)
         table.close_all()
         result.alerts += table.alerts

@@ -263,8 +263,8 @@ def test_repeats_are_told_once_at_the_end_of_their_window():
     assert [repeats.admits("l", 30, "t", 0.001 * i) for i in range(1_234)] == [True] * 5 + [False] * 1_229
     assert repeats.ended(9.9) == []
     assert repeats.next_end_s() == 10.0
-    ((logger, level, template, count, hidden, seconds),) = repeats.ended(10.0)
-    assert (logger, level, template, count, hidden, seconds) == ("l", 30, "t", 1_234, 1_229, 10.0)
+    ((logger, level, template, times, hidden, seconds),) = repeats.ended(10.0)
+    assert (logger, level, template, times, hidden, seconds) == ("l", 30, "t", 1_234, 1_229, 10.0)
     assert repeats.ended(99) == []
     assert repeats.next_end_s() is None
     assert repeats.admits("l", 30, "t", 10.0)
@@ -287,7 +287,7 @@ def test_every_repeat_is_shown_or_told_and_few_are_shown(records, repeats_max, w
     hidden = Counter()
     for one in told:
         hidden[one.logger, one.level, one.template] += one.hidden
-        assert one.count == one.hidden + repeats_max
+        assert one.times == one.hidden + repeats_max
     assert shown + hidden == Counter(record[:3] for record in records)
 
 

@@ -7,7 +7,6 @@ wedged after some errors. Its protocol, connections, TLS, SASL and metadata are.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kafka import errors
-from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.consumer import ListOffsetsRequest
 from kafka.protocol.metadata import MetadataRequest
@@ -24,7 +22,8 @@ from kafka.structs import TopicPartition
 from keystone.config import KafkaConfig
 from keystone.errors import LogClosed, LogUnreachable, UsageError
 from keystone.log.kafka import explain
-from keystone.log.kafka.security import connection_options
+from keystone.log.kafka.connections import Connections
+from keystone.log.kafka.security import Login, connection_options, hide_secrets
 
 LATEST, EARLIEST = -1, -2  # of ListOffsets
 RECONNECT_MAX_MS: Final = 1_000  # kafka-python's 30 s would add up to that to every outage
@@ -66,9 +65,11 @@ class KafkaClient:
             "metadata_max_age_ms": config.metadata_max_age_ms,
         }
         self.net = NetworkSelector(client_id=options["client_id"], slow_task_threshold_secs=0)
-        self.control = KafkaConnectionManager(self.net, **options)
+        hide_secrets()
+        login = Login(config) if config.security_protocol.startswith("SASL") else None
+        self.control = Connections(self.net, config, login, **options)
         # A fetch is kept by the broker until records come; answers on one connection keep their order, so fetches have their own.
-        self.fetching = KafkaConnectionManager(self.net, **options)
+        self.fetching = Connections(self.net, config, login, **options)
         for manager in (self.control, self.fetching):
             manager.cluster.config["allow_auto_create_topics"] = False
             manager.cluster.config["retry_backoff_ms"] = RETRY_MS
@@ -77,41 +78,55 @@ class KafkaClient:
 
     # --- connecting ---------------------------------------------------------------------------------------------------
     def connect(self) -> None:
-        """Reach one of the servers. ``UsageError`` with the reason of the first that refused where none can be reached."""
+        """Reach one of the servers, and a broker where it sends us. ``UsageError`` with the first reason where none can be reached."""
         until = time.monotonic() + self.config.connect_timeout_ms / 1_000
-        refusals = [_unknown_host(server) for server in self.servers]
-        if all(refusals):
-            raise next(refusal for refusal in refusals if refusal)
-        refused: list[UsageError] = [refusal for refusal in refusals if refusal]
-        for broker in self.control.cluster.bootstrap_brokers():
+        refused: list[UsageError] = []
+        brokers = self.control.cluster.bootstrap_brokers()
+        for place, broker in enumerate(brokers):
             server = f"{broker.host}:{broker.port}"
-            left_s = until - time.monotonic()
-            if left_s <= 0:
-                break
+            share_s = (until - time.monotonic()) / (len(brokers) - place)
             try:
-                self.run(self._try, broker.node_id, left_s * 1_000)
-            except BaseException as error:  # noqa: BLE001 - whatever it is becomes one line
+                metadata = self.run(self._greet, broker.node_id, share_s)
+                self._adopt(metadata, server, until)
+            except (errors.KafkaError, UsageError) as error:
                 refused.append(explain.explain(error, server, self.config))
             else:
-                break
-        else:
-            raise refused[0]
-        for manager in (self.control, self.fetching):
-            try:
-                left_ms = max(1_000.0, (until - time.monotonic()) * 1_000)
-                self.net.run(manager.bootstrap_async, left_ms)
-            except errors.KafkaError as error:
-                raise explain.explain(error, self.servers[0], self.config) from None
+                return
+        raise refused[0]
 
-    async def _try(self, node_id: Any, timeout_ms: float) -> None:
-        """Connect, log in, and ask for metadata once: all that may be refused."""
-        connection = self.control.get_connection(node_id, timeout_ms=timeout_ms, pop_on_close=False, refresh_metadata_on_err=False)
+    async def _greet(self, node_id: Any, wait_s: float) -> Any:
+        """Connect to a server that was named, log in, and ask for the cluster: all that may be refused."""
+        until = time.monotonic() + wait_s
+        connection = self.control.get_connection(node_id, timeout_ms=wait_s * 1_000, pop_on_close=False, refresh_metadata_on_err=False)
         try:
-            await self.control.wait_for(connection.init_future, timeout_ms)
-            await self.control.wait_for(connection.send_request(MetadataRequest(topics=[], allow_auto_topic_creation=False)), timeout_ms)
+            await self.control.wait_for(connection.init_future, wait_s * 1_000)
+            request = MetadataRequest(topics=[], allow_auto_topic_creation=False)
+            return await self.control.wait_for(connection.send_request(request), max(1.0, (until - time.monotonic()) * 1_000))
+        except (errors.KafkaConnectionError, errors.KafkaTimeoutError) as error:
+            raise error if isinstance(error, explain.StepFailed) else explain.StepFailed("metadata", error) from None
         finally:
-            self.control._conns.pop(node_id, connection).close()  # noqa: SLF001 - bootstrapping makes its own
+            self.control._conns.pop(node_id, connection).close()  # noqa: SLF001 - the cluster's own addresses are used from now on
             self.control.reset_backoff(node_id)
+
+    def _adopt(self, metadata: Any, server: str, until: float) -> None:
+        """Take the cluster's addresses over, and see that one of them can be used from here."""
+        for manager in (self.control, self.fetching):
+            self.run(_adopting(manager, metadata))
+        refused: list[UsageError] = []
+        brokers = self.control.cluster.brokers()
+        for place, broker in enumerate(brokers):
+            share_ms = max(500.0, (until - time.monotonic()) * 1_000 / (len(brokers) - place))
+            try:
+                self.run(self._reach, broker.node_id, share_ms)
+            except errors.KafkaError as error:
+                refused.append(explain.advertised(error, server, broker.node_id, f"{broker.host}:{broker.port}", self.config))
+            else:
+                return
+        raise refused[0] if refused else UsageError(f"{server}: answers, but knows no broker of its cluster: look at the broker's log")
+
+    async def _reach(self, node_id: Any, wait_ms: float) -> None:
+        connection = self.control.get_connection(node_id, timeout_ms=wait_ms)
+        await self.control.wait_for(connection.init_future, wait_ms + 200)
 
     # --- asking -------------------------------------------------------------------------------------------------------
     def run(self, coro: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
@@ -254,6 +269,13 @@ class KafkaClient:
         self.net.close()
 
 
+def _adopting(manager: Connections, metadata: Any) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def adopt() -> None:
+        manager.adopt(metadata)
+
+    return adopt
+
+
 def _closing(manager: Any) -> Callable[[], Coroutine[Any, Any, None]]:
     async def close() -> None:
         manager.close()
@@ -264,12 +286,3 @@ def _closing(manager: Any) -> Callable[[], Coroutine[Any, Any, None]]:
 def _is_passing(error: errors.KafkaError) -> bool:
     """Whether asking again may help."""
     return isinstance(error, (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.KafkaTimeoutError, errors.UnknownBrokerIdError)) or bool(getattr(error, "retriable", False))
-
-
-def _unknown_host(server: str) -> UsageError | None:
-    host = server.rpartition(":")[0].strip("[]")
-    try:
-        socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):
-        return UsageError(f"{server}: the host's name {host!r} is unknown: correct it")
-    return None

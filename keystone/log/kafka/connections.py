@@ -81,6 +81,7 @@ class Connection(KafkaConnection):  # type: ignore[misc]
         step, self.step = self.step, "login"
         until = self._timeout_at() if timeout_at is None else timeout_at
         login = self.owner.login
+        assert login is not None  # noqa: S101 - who has SASL has one
         answer = await self._send_request(SaslHandshakeRequest(mechanism=login.mechanism, min_version=1, max_version=1), timeout_at=until)
         error = errors.for_code(answer.error_code)
         if error is errors.UnsupportedSaslMechanismError:

@@ -309,9 +309,8 @@ class Fetcher:
     def _failed(self, error: Exception, places: list[Place]) -> None:
         """The whole fetch: a lost connection, a timeout, an answer that is none."""
         self.metrics.failures += 1
-        if isinstance(error, errors.SaslAuthenticationFailedError):
-            for place in places:
-                self._fail(place, explain.explain(error, ",".join(self._client.servers), self._config))
+        if not isinstance(error, errors.KafkaError):
+            log.error("a fetch failed: %s: %s", type(error).__name__, error)
         not_before_s = time.monotonic() + RETRY_MS / 1_000
         for place in places:
             place.not_before_s = not_before_s
@@ -331,11 +330,12 @@ def is_empty(answer: Any) -> bool:
 
 def last_whole_offset(data: memoryview) -> int | None:
     """The last offset of the last whole batch in ``data``; None where there is none. Lengths only: checksums come later."""
-    at, last = 0, None
+    at = 0
+    last: int | None = None
     while at + HEADER_BYTES <= len(data):
         base, length = _LENGTHS.unpack_from(data, at)
         if length < HEADER_BYTES - _LENGTHS.size or data[at + MAGIC_AT] < 2:
-            return base if last is None else last
+            return int(base) if last is None else last
         if at + _LENGTHS.size + length > len(data):
             break
         last = base + int.from_bytes(data[at + _LAST_DELTA_AT : at + _LAST_DELTA_AT + 4], "big")

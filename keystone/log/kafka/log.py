@@ -64,7 +64,7 @@ class KafkaLog:
         found = topic_settings(self.client, self.topic)
         if found is not None:
             self.has_append_time = found.get("message.timestamp.type") == "LogAppendTime"
-            self.message_bytes_max = int(found.get("max.message.bytes", DEFAULT_MESSAGE_BYTES))
+            self.message_bytes_max = int(found.get("max.message.bytes") or DEFAULT_MESSAGE_BYTES)
 
     def know_topic(self) -> None:
         """Look at the topic anew: its id and its partitions."""

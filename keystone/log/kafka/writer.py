@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from keystone.errors import LogClosed, LogUnreachable
 from keystone.events import U8
 from keystone.log.base import Appended, Sent
-from keystone.log.kafka.producer import ACKNOWLEDGED, Headers, Lane, Outcome, Producer
+from keystone.log.kafka.batches import Headers
+from keystone.log.kafka.producer import ACKNOWLEDGED, Lane, Outcome, Producer
 
 if TYPE_CHECKING:
     from keystone.log.kafka.log import KafkaLog
