@@ -236,7 +236,7 @@ class KafkaCluster:
         for i, ports in enumerate(self._ports):
             addresses = [f"{name}://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)]
             own = {"node.id": str(i), "log.dirs": str(self.data_dir(i)), "listeners": ",".join(addresses), "advertised.listeners": ",".join(addresses[:2])}
-            lines = (f"{name}={value}\n" for name, value in {**shared, **own}.items())
+            lines = (f"{name}={value}\n" for name, value in {**own, **shared}.items())
             (self.folder / f"broker-{i}.properties").write_text("".join(lines))
             command = ("kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config", f"broker-{i}.properties", *records)
             self._processes[i] = self._java(i, *command)

@@ -31,8 +31,7 @@ RETRY_MS: Final = 100
 ANSWER_BYTES_MAX: Final = 256 << 20  # of one answer
 IN_FLIGHT_MAX: Final = 8  # requests of one connection
 CALL_WAIT_S: Final = 10.0  # for an answer to a request that may be repeated
-_OPERATIONS: Final = {"read": 3, "write": 4}  # bits of a topic's authorized operations (KIP-430)
-_NO_OPERATIONS: Final = -2147483648
+_OPERATIONS: Final = {"read": 3, "write": 4}  # of a topic's authorized operations (KIP-430)
 
 log = logging.getLogger("keystone.log.kafka")
 
@@ -43,7 +42,7 @@ class TopicState:
 
     partitions: int
     topic_id: Any
-    operations: int | None
+    operations: frozenset[int] | None  # that this user may do; None where brokers do not tell
 
 
 class KafkaClient:
@@ -179,8 +178,8 @@ class KafkaClient:
             [found] = answer.topics
             error = errors.for_code(found.error_code)
             if error is errors.NoError:
-                known = getattr(found, "topic_authorized_operations", None)
-                return TopicState(len(found.partitions), getattr(found, "topic_id", None), None if known in (None, _NO_OPERATIONS) else int(known))
+                allowed = getattr(found, "authorized_operations", None)
+                return TopicState(len(found.partitions), getattr(found, "topic_id", None), frozenset(allowed) if allowed else None)
             if error is errors.UnknownTopicOrPartitionError:
                 return None
             if error is errors.TopicAuthorizationFailedError:
@@ -194,7 +193,7 @@ class KafkaClient:
         found = self.topic(name)
         if found is None:
             raise explain.not_there(name, ",".join(self.servers))
-        if action is not None and found.operations is not None and not found.operations >> _OPERATIONS[action] & 1:
+        if action is not None and found.operations is not None and _OPERATIONS[action] not in found.operations:
             raise explain.not_allowed(action, name, self.config)
         return found
 

@@ -34,6 +34,7 @@ from keystone.log.kafka.security import Login, check_plaintext
 
 #: Requests that everything here rests on, and the least version of each: Kafka 2.1 (zstd) and newer.
 NEEDED: Final = {0: ("Produce", 7), 1: ("Fetch", 10), 2: ("ListOffsets", 1), 3: ("Metadata", 5)}
+RECEIVE_BYTES: Final = 256 << 10  # of one system call; kafka-python's 4 KiB make 250 of them for a fetch of 1 MB
 LOGIN_RETRY_MAX_S: Final = 10.0  # between two logins that failed: some directories lock a user out who tries too often
 
 log = logging.getLogger("keystone.log.kafka")
@@ -110,6 +111,34 @@ def check_versions(ranges: dict[int, tuple[int, int]]) -> None:
             raise errors.UnsupportedVersionError(f"{name} up to version {ranges[key][1]}, and {least} is needed")
 
 
+class _Receiving:
+    """Takes what there is in large pieces, and hands over what came before a hang-up, which kafka-python's own drops: often the reason."""
+
+    _sock: Any
+
+    def _sock_recv(self) -> tuple[bytes, Exception | None]:
+        received: list[bytes] = []
+        while True:
+            try:
+                piece = self._sock.recv(RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            except OSError as error:
+                return b"".join(received), None if received else errors.KafkaConnectionError(error)
+            if not piece:
+                return b"".join(received), None if received else errors.KafkaConnectionError("socket disconnected")
+            received.append(piece)
+        return b"".join(received), None
+
+
+class _PlainTransport(_Receiving, KafkaTCPTransport):  # type: ignore[misc]
+    """A connection without TLS."""
+
+
+class _TlsTransport(_Receiving, KafkaSSLTransport):  # type: ignore[misc]
+    """A connection with it."""
+
+
 class Connections(KafkaConnectionManager):  # type: ignore[misc]
     """One connection to each broker that is asked something. On the thread of input and output only."""
 
@@ -166,7 +195,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         addresses = await _step("name", self._addresses, node.host, node.port, until)
         sock = await _step("connect", self._reach, addresses, until)
         if not self.ssl_enabled:
-            return KafkaTCPTransport(self._net, sock, host=node.host)
+            return _PlainTransport(self._net, sock, host=node.host)
         return await _step("tls", self._shake_hands, sock, node.host, until)
 
     async def _check_address(self, node: Any) -> None:
@@ -214,7 +243,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         return sock
 
     async def _shake_hands(self, sock: socket.socket, host: str, until: float) -> Any:
-        transport = KafkaSSLTransport(self._net, sock, host=host, ssl_context=self.config["ssl_context"])
+        transport = _TlsTransport(self._net, sock, host=host, ssl_context=self.config["ssl_context"])
         wrapped = transport._sock  # noqa: SLF001 - its own handshake has no end
         try:
             while True:

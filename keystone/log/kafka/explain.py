@@ -212,6 +212,8 @@ def _of_hanging_up(step: Step | None, config: KafkaConfig) -> Reason:
     has_tls, logs_in = config.security_protocol.endswith("SSL"), config.security_protocol.startswith("SASL")
     if step == "tls":
         return _not_tls("hangs up during the TLS handshake, as ports without TLS do", config)
+    if step == "login" and config.sasl_mechanism == "OAUTHBEARER":
+        return Reason("refuses the token of kafka.oauth_token_command by hanging up", "look at what it prints: a token as this broker wants it")
     if step == "login":
         return Reason(f"hangs up during the login ({config.sasl_mechanism})", "look at the broker's log, or choose another kafka.sasl_mechanism")
     if step == "metadata" and not logs_in:
