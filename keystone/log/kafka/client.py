@@ -63,9 +63,9 @@ class KafkaClient:
             "max_in_flight_requests_per_connection": IN_FLIGHT_MAX,
             "metadata_max_age_ms": config.metadata_max_age_ms,
         }
-        self.net = NetworkSelector(client_id=options["client_id"], slow_task_threshold_secs=0)
-        hide_secrets()
         login = Login(config) if config.security_protocol.startswith("SASL") else None
+        hide_secrets()
+        self.net = NetworkSelector(client_id=options["client_id"], slow_task_threshold_secs=0)
         self.control = Connections(self.net, config, login, **options)
         # A fetch is kept by the broker until records come; answers on one connection keep their order, so fetches have their own.
         self.fetching = Connections(self.net, config, login, **options)
