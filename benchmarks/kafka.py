@@ -24,11 +24,11 @@ from typing import Any
 
 sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]  # or "import kafka" finds this file
 
-import psutil
+import psutil  # noqa: E402
 
-from benchmarks.measure import report
-from keystone.config import KafkaConfig
-from keystone.log.url import KafkaUrl, parse_log_url
+from benchmarks.measure import report  # noqa: E402
+from keystone.config import KafkaConfig  # noqa: E402
+from keystone.log.url import KafkaUrl, parse_log_url  # noqa: E402
 
 PARTITIONS = 4
 SAMPLE_EVENTS = 40_000
@@ -146,7 +146,9 @@ def consume_ours(url: KafkaUrl, records: int, clock: Clock) -> None:
 def consume_kafka_python(url: KafkaUrl, records: int, clock: Clock) -> None:
     from kafka import KafkaConsumer, TopicPartition
 
-    consumer = KafkaConsumer(bootstrap_servers=list(url.servers), max_partition_fetch_bytes=FETCH_BYTES, fetch_max_bytes=4 * FETCH_BYTES, max_poll_records=5_000)
+    consumer = KafkaConsumer(
+        bootstrap_servers=list(url.servers), max_partition_fetch_bytes=FETCH_BYTES, fetch_max_bytes=4 * FETCH_BYTES, max_poll_records=5_000
+    )
     places = [TopicPartition(url.topic, p) for p in range(PARTITIONS)]
     consumer.assign(places)
     consumer.seek_to_beginning()

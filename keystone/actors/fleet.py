@@ -103,7 +103,7 @@ class FleetActor(LoopActor):
 
     def _open_log(self) -> Log:
         from keystone.config import KafkaConfig
-        from keystone.log.url import open_log
+        from keystone.log.opening import open_log
 
         return open_log(self._spec.log, self._spec.kafka or KafkaConfig())
 

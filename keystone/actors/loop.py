@@ -24,6 +24,7 @@ import psutil
 
 from keystone import logs
 from keystone.config import LogsConfig
+from keystone.logs_lines import error_text
 
 COLLECT_EVERY_S = 5.0  # cyclic garbage is collected by hand, when idle: a collection inside a batch would stall it
 COLLECT_LATEST_S = 60.0  # ... or after this long without idling
@@ -127,8 +128,10 @@ class LoopActor(ABC):
                 self._result = self._close()
                 faulthandler.disable()
             self._state = FINISHED
+            self._flush_logs()
         except BaseException as error:  # noqa: BLE001 - whatever ends the loop must be told, not lost with the thread
-            self._error = f"{self.name}: {type(error).__name__}: {error}".replace("\n", " ")
+            self._error = f"{self.name}: {error_text(error)}".replace("\n", " ")
+            self._flush_logs()
             self._state = FAILED
             (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
 
@@ -137,6 +140,10 @@ class LoopActor(ABC):
         if logs.Logging.current is None:
             logs.configure(self._logs, path=self._work_dir / f"{self.name}.log", role=self.name)
             self._has_own_logs = True
+
+    def _flush_logs(self) -> None:
+        if self._has_own_logs and logs.Logging.current is not None:
+            logs.Logging.current.flush()
 
     def _loop(self) -> None:
         gc.collect()

@@ -176,9 +176,11 @@ class TopicOutput:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """Which output. ``actions dead_letters``: a topic's URL, or None; ``trail``: keep a file of alerts and moments;
-    ``dead_letters_dir``: a directory for a file of them, where no topic is named. ``actions_from``: the ends of the actions' topic when
-    the run began: what is behind them, this run said.
+    """Which output.
+
+    ``actions dead_letters``: a topic's URL, or None; ``trail``: keep a file of alerts and moments; ``dead_letters_dir``: a directory
+    for a file of them, where no topic is named. ``actions_from``: the ends of the actions' topic when the run began: what is behind
+    them, this run said.
     """
 
     actions: KafkaUrl | None = None

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
+from keystone import logs
 from keystone.errors import UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; no event passes through it
+PROBE_WAIT_S = 60.0
 STOP_WAIT_S = 5.0  # for Ray's processes to end by themselves before they are ended
 TEMP_DIR_LETTERS_MAX = 40  # of a socket's 107: Ray appends /session_<date>_<pid>/sockets/plasma_store
 
@@ -57,6 +59,7 @@ class RayRuntime:
             raise UsageError("this process already uses a Ray: call ray.shutdown() first")
         before = {p.pid for p in psutil.Process().children(recursive=True)}
         self._temp_dir = Path(tempfile.mkdtemp(prefix="ks", dir=_short_temp_dir()))
+        logs.adopt("ray")
         logging.getLogger("ray").setLevel(logging.ERROR)
         with _environment(_ENVIRONMENT):
             ray.init(
@@ -99,6 +102,20 @@ class RayRuntime:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+class _Probe:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def probe() -> int:
+    """Start a Ray, ask an actor for its process id, and stop it: whether that works at all."""
+    import ray
+
+    with RayRuntime():
+        pid: int = ray.get(remote_class(_Probe).remote().pid.remote(), timeout=PROBE_WAIT_S)
+    return pid
 
 
 def remote_class(cls: type, **options: Any) -> Any:

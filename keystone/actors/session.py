@@ -26,7 +26,7 @@ from keystone.decode import Decoder, Dictionaries
 from keystone.errors import LedgerError, LogRecreated, OffsetOutOfRange
 from keystone.events import EventBatch, Records
 from keystone.log.base import Gap, Log, LogReader
-from keystone.log.url import open_log
+from keystone.log.opening import open_log
 from keystone.logs import get
 from keystone.metrics import Ledger
 from keystone.pipeline import PartitionPipeline, StepResult

@@ -90,9 +90,7 @@ class KafkaBench:
         self._made: list[str] = []
         try:
             self._client.connect()
-            found = self._client.topic(url.topic)
-            if found is not None and found.partitions != plan.partitions:
-                raise UsageError(f"topic {url.topic!r} has {found.partitions} partitions, the run {plan.partitions}: say --partitions {found.partitions}")
+            self._check_partitions(plan)
             self._actions = url.beside(f"{url.topic}.actions")
             for place, partitions in ((url, plan.partitions), (self._actions, plan.partitions)):
                 if create(self._client, TopicPlan(place.topic, partitions, 0, RETENTION_MS)) is not None:
@@ -106,6 +104,12 @@ class KafkaBench:
         self.start_offsets = tuple(sorted(ends.items()))
         self._brokers = local_brokers(self._client)
         self._cpu_s = self._cpu()
+
+    def _check_partitions(self, plan: BenchPlan) -> None:
+        topic = self._place.topic
+        found = self._client.topic(topic)
+        if found is not None and found.partitions != plan.partitions:
+            raise UsageError(f"topic {topic!r} has {found.partitions} partitions, the run {plan.partitions}: say --partitions {found.partitions}")
 
     def lag_events(self, supervisor: Supervisor) -> int:
         """What the fleets handed over and the session actors have not received; both by their last answers."""

@@ -11,16 +11,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
 
-from keystone.config import KafkaConfig
 from keystone.errors import LogInUse, UsageError
 from keystone.log.embedded import DEFAULT_FREE_BYTES, URL_SCHEME, EmbeddedLog, directory_of
-
-if TYPE_CHECKING:
-    from keystone.log.kafka import KafkaLog
 
 KAFKA_SCHEME: Final = "kafka://"
 KAFKA_PORT: Final = 9092
@@ -130,16 +126,3 @@ def open_embedded(url: EmbeddedUrl, *, is_made: bool) -> EmbeddedLog:
 def _make_private(directory: Path) -> None:
     with suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def open_log(url: str | LogUrl, config: KafkaConfig, *, is_made: bool = False) -> EmbeddedLog | KafkaLog:
-    """The log that ``url`` names. ``UsageError``, one line that says what to change, where it cannot be opened.
-
-    ``is_made``: an embedded log that is not there yet is made. A topic is made by ``keystone topics create`` only.
-    """
-    place = parse_log_url(url) if isinstance(url, str) else url
-    if isinstance(place, EmbeddedUrl):
-        return open_embedded(place, is_made=is_made)
-    from keystone.log.kafka import KafkaLog
-
-    return KafkaLog.open(place, config)

@@ -50,7 +50,8 @@ def _demo(url: str, given: dict[str, Any], stop: Any, place: Path) -> int:
         command = [sys.executable, "-m", "keystone", "simulate", "--log", url, "--eps", str(given["eps"]), "--seed", str(given["seed"]),
                    "--bad-paths", str(given["bad_paths"]), *length]  # fmt: skip
         with (place / "devices.log").open("wb") as log:
-            devices.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)  # noqa: S603 - our own
+        devices.append(process)
 
     service = Service(places, config, session_actors=1, has_story=True, until_idle_s=None)
     with StoryScreen(shows_story=True) as screen:

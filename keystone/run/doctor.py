@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -88,18 +87,9 @@ def _kernels() -> Iterator[Check]:
 def _ray() -> Iterator[Check]:
     from importlib.metadata import version
 
-    import ray
+    from keystone.actors.runtime import probe
 
-    from keystone.actors.runtime import RayRuntime, remote_class
-
-    with RayRuntime():
-        pid = ray.get(remote_class(_Probe).remote().pid.remote(), timeout=60)
-    yield Check("ok", "ray", f"{version('ray')}: started, and an actor answered (process {pid})")
-
-
-class _Probe:
-    def pid(self) -> int:
-        return os.getpid()
+    yield Check("ok", "ray", f"{version('ray')}: started, and an actor answered (process {probe()})")
 
 
 def _memory() -> Iterator[Check]:
@@ -116,7 +106,9 @@ def _shm() -> Iterator[Check]:
     place = Path("/dev/shm")  # noqa: S108 - looked at, not written
     free = shutil.disk_usage(place).free if place.is_dir() else 0
     if free < SHM_MIN_BYTES:
-        yield Check("note", "shm", f"/dev/shm has {free >> 20:,} MiB free: Ray and the embedded log go to {tempfile.gettempdir()} (in a container: --shm-size=2g)")
+        yield Check(
+            "note", "shm", f"{place} has {free >> 20:,} MiB free: Ray and the embedded log go to {tempfile.gettempdir()} (in a container: --shm-size=2g)"
+        )
     else:
         yield Check("ok", "shm", f"{place} has {free >> 20:,} MiB free")
 

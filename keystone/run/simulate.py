@@ -28,7 +28,9 @@ FOREVER_S: Final = 86_400.0  # without --seconds
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=None, help="Length of the schedule.  [default: until Ctrl-C]")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Fixes every byte and intended time.")
 @click.option("--bad-paths", type=click.FloatRange(0, 1), default=None, help="Share of devices on a bad network path.  [default: the simulator's]")
-@click.option("--weak-paths", type=click.FloatRange(0, 1), default=None, help="Share of sessions whose path is too slow for a while.  [default: the simulator's]")
+@click.option(
+    "--weak-paths", type=click.FloatRange(0, 1), default=None, help="Share of sessions whose path is too slow for a while.  [default: the simulator's]"
+)
 @click.option("--truth", type=click.Path(dir_okay=False), default=None, help="Write every expected alert here, as Parquet.")
 @click.option("--one-event-per-record", is_flag=True, help="One event a record, its key the device's id, instead of frames.")
 @config_options

@@ -27,7 +27,7 @@ from keystone.bench.latency import ALERT_KEY, score
 from tests.kafka_server import KafkaCluster
 from tests.rdkafka import CONSUMING, leaders
 from tests.reference import DIMENSIONS, INTS, STRINGS, LogRecord, ReferenceSessions, partition_of
-from tests.services.runs import ALERT_COLUMNS, Command, Rows, by, log_of
+from tests.services.runs import ALERT_COLUMNS, Command, Rows, log_of
 
 PARTITIONS = 4
 TELEMETRY, ACTIONS, DEAD_LETTERS = "keystone-telemetry", "keystone-actions", "keystone-dead-letters"

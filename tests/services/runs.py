@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -47,8 +48,9 @@ class Command:
 
     def __init__(self, *words: str, script: str | None = None, env: Mapping[str, str] | None = None, stdout: int | None = None) -> None:
         start = ["-m", "keystone"] if script is None else [str(ROOT / script)]
-        self._out = tempfile.TemporaryFile()
-        self._err = tempfile.TemporaryFile()
+        self._held = ExitStack()
+        self._out = self._held.enter_context(tempfile.TemporaryFile())
+        self._err = self._held.enter_context(tempfile.TemporaryFile())
         self.process = subprocess.Popen(
             [sys.executable, *start, *words], stdin=subprocess.DEVNULL, stdout=self._out if stdout is None else stdout, stderr=self._err,
             start_new_session=True, env={**os.environ, "PYTHONUTF8": "1", **(env or {})},
@@ -66,8 +68,7 @@ class Command:
         for process in self._seen:
             if process.is_running():
                 process.kill()
-        self._out.close()
-        self._err.close()
+        self._held.close()
 
     @property
     def out(self) -> str:
@@ -85,14 +86,13 @@ class Command:
             self._seen += [child for child in psutil.Process(self.process.pid).children(recursive=True) if child.pid not in known]
         return self._seen
 
-    def wait_for(self, *words: str, within_s: float = END_S_MAX) -> float:
-        """Until its stdout holds each of ``words``; the seconds that took. AssertionError with all it said where it does not."""
-        began = time.monotonic()
-        while not all(word in self.out for word in words):
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before it said {words}:\n{self.out}\n{self.err}"
-            assert time.monotonic() - began < within_s, f"{words} not said within {within_s:.0f} s:\n{self.out}\n{self.err}"
+    def wait_for(self, *patterns: str, within_s: float = END_S_MAX) -> None:
+        """Until its stdout has something for each of ``patterns``."""
+        deadline = time.monotonic() + within_s
+        while missing := [pattern for pattern in patterns if not re.search(pattern, self.out)]:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before it said {missing}:\n{self.out}\n{self.err}"
+            assert time.monotonic() < deadline, f"{missing} not said within {within_s:.0f} s:\n{self.out}\n{self.err}"
             time.sleep(0.05)
-        return time.monotonic() - began
 
     def interrupt(self) -> None:
         """Ctrl-C: to the whole group."""
@@ -132,12 +132,11 @@ def settings(given: Mapping[str, object]) -> list[str]:
 
 
 @contextmanager
-def no_leftovers(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An environment whose temporary directory is ``tmp_path/tmp``: nothing may be left there at the end."""
-    place = tmp_path / "tmp"
-    place.mkdir()
-    yield {"TMPDIR": str(place)}
-    assert sorted(path.name for path in place.iterdir()) == []
+def no_leftovers() -> Iterator[dict[str, str]]:
+    """An environment with a temporary directory of its own, in which nothing may be left at the end: not ours, not Ray's."""
+    with tempfile.TemporaryDirectory(prefix="run-") as place:  # a short name: Ray's sockets would else go elsewhere
+        yield {"TMPDIR": place}
+        assert sorted(path.name for path in Path(place).iterdir()) == []
 
 
 # --- topics -----------------------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_a_topic_that_is_missing(secure_kafka: KafkaCluster) -> None:
 def test_making_topics_without_the_right(secure_kafka: KafkaCluster, topic_name: str) -> None:
     client = KafkaClient(secure_kafka.servers, settings(secure_kafka, user="bob"))
     client.connect()
-    with closing(client), pytest.raises(UsageError, match="user 'bob' may not (see|create) topic"):
+    with closing(client), pytest.raises(UsageError, match=r"user 'bob' may not (see|create) topic"):
         create(client, TopicPlan(topic_name, 1, 1, 3_600_000))
 
 

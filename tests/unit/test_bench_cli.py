@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystone import __version__
+from keystone.actors.stopping import StopSignal
+from keystone.actors.supervisor import shares
 from keystone.bench.__main__ import bench_command
 from keystone.bench.command import _check_out, _clear, _search
-from keystone.actors.supervisor import shares
 from keystone.bench.machine import Machine
 from keystone.bench.plan import SEARCH_PROBE_S, SEGMENTS, BenchPlan, Options, check_room, log_home, resolve
 from keystone.bench.report import Measured, build_report
 from keystone.bench.screen import Progress
-from keystone.actors.stopping import StopSignal
 from keystone.cli import cli
 from keystone.errors import UsageError
 

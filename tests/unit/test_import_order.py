@@ -22,12 +22,12 @@ LAYERS = (
     {"routes", "pipeline", "checkpoint"},
     {"log", "sinks", "sim", "testing"},
     {"actors"},
-    {"bench", "replay", "web", "cli", "__main__"},
+    {"bench", "replay", "run", "web", "cli", "__main__"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 #: Who alone may import a heavy library: everything else stays usable, and quick to start, without it.
-ONLY_IMPORTERS = {"ray": {"actors", "bench"}, "kafka": {"log", "sinks"}}
+ONLY_IMPORTERS = {"ray": {"actors", "bench"}, "kafka": {"log"}}
 
 
 @cache
@@ -96,6 +96,11 @@ def test_numba_is_called_by_kernels_only(path):
 def test_heavy_libraries_have_few_importers(library):
     users = {part_of(path) for path in modules() if any(name.split(".")[0] == library for _, name in imported(path))}
     assert users <= ONLY_IMPORTERS[library]
+
+
+def test_only_the_kafka_log_knows_kafka_python():
+    users = {dotted(path) for path in modules() if any(name.split(".")[0] == "kafka" for _, name in imported(path))}
+    assert {user for user in users if not user.startswith("keystone.log.kafka")} == set()
 
 
 def test_no_module_imports_itself_in_a_circle():

@@ -141,7 +141,7 @@ def test_plaintext_to_another_machine_is_refused_before_anything_is_sent() -> No
 
 
 def test_of_several_servers_one_that_answers_is_enough_to_say_more() -> None:
-    with server(http) as place, pytest.raises(UsageError, match="HTTP|nothing listens"):
+    with server(http) as place, pytest.raises(UsageError, match=r"HTTP|nothing listens"):
         KafkaLog.open(KafkaUrl(("127.0.0.1:1", place), "t"), KafkaConfig(connect_timeout_ms=3_000))
 
 

@@ -35,7 +35,7 @@ CODEC_BITS: Final = 0x07
 APPEND_TIME_BIT: Final = 0x08
 CONTROL_BIT: Final = 0x20
 BATCH_BYTES_MAX: Final = 256 << 20  # unpacked; packed, a broker's limit is a few MB, and no codec of events does better than 1:60
-_RECORDS_MAX: Final = 1 << 24  # of one batch: a record takes 7 bytes at least
+_SPAN_MAX: Final = 1 << 24  # offsets of one batch: a record takes 7 bytes at least
 RECORD_OVERHEAD_BYTES: Final = 64  # of a record's lengths and deltas, at most, without key and headers
 CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")  # by their number
 _XERIAL: Final = b"\x82SNAPPY\x00"
@@ -43,14 +43,16 @@ _XERIAL_HEAD_BYTES: Final = 16
 _ZSTD_LEVEL: Final = 1
 _KEPT_BYTES_MAX: Final = 64 << 20  # of a reader's memory after one huge batch
 _GZIP_WBITS: Final = 31
+_STEP_BYTES: Final = 2 << 20  # unpacked at once: room is taken for all of it, and 256 MiB of that cost 0.5 ms a batch
 
 
 class Unreadable(NamedTuple):
-    """A batch that cannot be read: the offsets it spans, and why in a few words."""
+    """A batch that cannot be read: the offsets it spans, and why in a few words. ``has_end``: what lies behind it can be read."""
 
     first_offset: int
     last_offset: int
     why: str
+    has_end: bool
 
 
 class BadBatch(Exception):
@@ -71,46 +73,91 @@ class Batch:
     payload: memoryview
 
 
-def batches_of(chunk: memoryview) -> Iterator[Batch | Unreadable]:
-    """The whole batches of a fetched chunk, in order; what is cut off at its end is left out (a fetch may end anywhere)."""
-    at = 0
+def batches_of(chunk: memoryview, wanted_offset: int, limit: int) -> Iterator[Batch | Unreadable]:
+    """The whole batches of a chunk that was fetched from ``wanted_offset``, in order; one that is cut off at its end is left out.
+
+    ``limit``: the log's end at that time. Checksums leave out the first 17 bytes of a header, so these have to fit to what is around
+    them: lengths lead to the next header, offsets rise. Where they do not, nothing follows, because the way is lost.
+    """
+    at, floor = 0, -1
     while at + HEADER_BYTES <= len(chunk):
         fields = HEADER.unpack_from(chunk, at)
-        base_offset, length, magic, crc, attributes, last_delta = fields[0], fields[1], fields[3], fields[4], fields[5], fields[6]
+        base_offset, length, crc, attributes, last_offset = fields[0], fields[1], fields[4], fields[5], fields[0] + fields[6]
+        expected = max(wanted_offset, floor)
         end = at + _PREFIX_BYTES + length
-        if chunk[at + MAGIC_AT] != MAGIC:
-            yield Unreadable(base_offset, base_offset, f"message format {magic}, from before Kafka 0.11")
+        why = _misfit(base_offset, length, fields[3], floor)
+        if why is None and end > len(chunk):
             return
-        if length < HEADER_BYTES - _PREFIX_BYTES:
-            yield Unreadable(base_offset, base_offset, f"a length of {length}")
+        following = _base_at(chunk, end) if why is None else None
+        if why is None and crc32c.crc32c(chunk[at + _CHECKED_FROM : end]) != crc:
+            why = "its checksum does not match"
+            behind = _behind(base_offset, fields[6], following, limit)
+            if base_offset <= expected + _SPAN_MAX and (following is None or behind == following):
+                yield Unreadable(base_offset, behind - 1, why, has_end=True)
+                at, floor = end, behind
+                continue
+        elif why is None and not _fits(base_offset, last_offset, expected, following, limit):
+            why = "its offsets do not fit those around it"
+        if why is not None:
+            yield Unreadable(expected, expected, why, has_end=False)
             return
+        has_append_time = bool(attributes & APPEND_TIME_BIT)
+        yield Batch(
+            base_offset,
+            last_offset,
+            fields[8] if has_append_time else fields[7],
+            has_append_time,
+            bool(attributes & CONTROL_BIT),
+            attributes & CODEC_BITS,
+            fields[12],
+            chunk[at + HEADER_BYTES : end],
+        )
+        at, floor = end, last_offset + 1
+
+
+def end_offset(chunk: memoryview, wanted_offset: int, limit: int) -> int | None:
+    """The offset behind the last whole batch of a chunk, by its headers alone; None where not even the first is whole.
+
+    ``wanted_offset`` where the first one's header cannot be one: whoever reads the chunk will find out.
+    """
+    at, floor = 0, -1
+    while at + HEADER_BYTES <= len(chunk):
+        base_offset, length, _, magic, _, _, last_delta, *_ = HEADER.unpack_from(chunk, at)
+        if _misfit(base_offset, length, magic, floor) is not None:
+            return max(wanted_offset, floor)
+        end = at + _PREFIX_BYTES + length
         if end > len(chunk):
-            return
-        body = chunk[at + _CHECKED_FROM : end]
-        if crc32c.crc32c(body) != crc:
-            yield Unreadable(base_offset, _last_of_damaged(chunk, base_offset, last_delta, end), "its checksum does not match")
-        else:
-            has_append_time = bool(attributes & APPEND_TIME_BIT)
-            yield Batch(
-                base_offset,
-                base_offset + last_delta,
-                fields[8] if has_append_time else fields[7],
-                has_append_time,
-                bool(attributes & CONTROL_BIT),
-                attributes & CODEC_BITS,
-                fields[12],
-                chunk[at + HEADER_BYTES : end],
-            )
-        at = end
+            break
+        at, floor = end, _behind(base_offset, last_delta, _base_at(chunk, end), limit)
+    return max(wanted_offset, floor) if floor >= 0 else None
 
 
-def _last_of_damaged(chunk: memoryview, base_offset: int, last_delta: int, end: int) -> int:
-    """The last offset of a batch whose header may be damaged too: by the batch behind it, if that is there."""
-    if end + 8 <= len(chunk):
-        following = int.from_bytes(chunk[end : end + 8], "big")
-        if base_offset < following <= base_offset + _RECORDS_MAX:
-            return following - 1
-    return base_offset + (last_delta if 0 <= last_delta < _RECORDS_MAX else 0)
+def _misfit(base_offset: int, length: int, magic: int, floor: int) -> str | None:
+    """Why something is no header of a batch, by the fields that no checksum is over."""
+    if magic != MAGIC:
+        return f"message format {magic}, not {MAGIC}: it is damaged, or from before Kafka 0.11"
+    if length < HEADER_BYTES - _PREFIX_BYTES:
+        return f"a length of {length} bytes"
+    return f"offset {base_offset} after {floor - 1}" if base_offset < max(floor, 0) else None
+
+
+def _fits(base_offset: int, last_offset: int, expected: int, following: int | None, limit: int) -> bool:
+    """Whether offsets are possible. Holes are, where brokers compact; but not one that the batch behind knows nothing of."""
+    if not base_offset <= last_offset < limit:
+        return False
+    return following is None or last_offset < following or base_offset <= expected <= last_offset
+
+
+def _base_at(chunk: memoryview, at: int) -> int | None:
+    """The base offset of the batch at ``at``, if that much of it is there."""
+    return int.from_bytes(chunk[at : at + 8], "big", signed=True) if at + 8 <= len(chunk) else None
+
+
+def _behind(base_offset: int, last_delta: int, following: int | None, limit: int) -> int:
+    """The offset behind a batch whose header may be damaged: by the batch behind it, if that is there."""
+    if following is not None and base_offset < following <= base_offset + _SPAN_MAX:
+        return following
+    return base_offset + 1 + (last_delta if 0 <= last_delta < _SPAN_MAX and base_offset + last_delta < limit else 0)
 
 
 # --- packing -----------------------------------------------------------------------------------------------------------
@@ -137,7 +184,7 @@ def _unpack_gzip(payload: memoryview) -> bytes:
 
 def _unpack_lz4(payload: memoryview) -> bytes:
     unpacker = lz4.frame.LZ4FrameDecompressor()
-    unpacked: bytes = unpacker.decompress(payload, max_length=BATCH_BYTES_MAX + 1)
+    unpacked = _joined(iter(lambda: b"" if unpacker.eof else unpacker.decompress(b"" if unpacker.needs_input is False else payload, _STEP_BYTES), b""))
     if not unpacker.eof and len(unpacked) <= BATCH_BYTES_MAX:
         raise BadBatch("lz4: cut off")
     return unpacked
@@ -145,7 +192,18 @@ def _unpack_lz4(payload: memoryview) -> bytes:
 
 def _unpack_zstd(payload: memoryview) -> bytes:
     with zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=True) as reader:
-        return reader.read(BATCH_BYTES_MAX + 1)
+        return _joined(iter(lambda: reader.read(_STEP_BYTES), b""))
+
+
+def _joined(parts: Iterator[bytes]) -> bytes:
+    """All of ``parts``, up to the first beyond BATCH_BYTES_MAX."""
+    taken, size = [], 0
+    for part in parts:
+        taken.append(part)
+        size += len(part)
+        if size > BATCH_BYTES_MAX:
+            break
+    return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
 def _unpack_snappy(payload: memoryview) -> bytes:
@@ -156,6 +214,8 @@ def _unpack_snappy(payload: memoryview) -> bytes:
     blocks, at, size = [], _XERIAL_HEAD_BYTES, 0
     while at + 4 <= len(packed):
         (length,) = struct.unpack_from(">i", packed, at)
+        if length <= 0:
+            raise BadBatch(f"snappy: a block of {length} bytes")
         block = _snappy_block(packed[at + 4 : at + 4 + length])
         blocks.append(block)
         size += len(block)

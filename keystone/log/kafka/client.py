@@ -153,7 +153,9 @@ class KafkaClient:
                 if not _is_passing(error):
                     raise explain.as_ours(error, f"brokers {', '.join(self.servers)}") from error
                 if time.monotonic() > until:
-                    raise LogUnreachable(f"{', '.join(self.servers)}: no answer within {wait_s:.0f} s: {explain.explain(error, self.servers[0], self.config)}") from None
+                    raise LogUnreachable(
+                        f"{', '.join(self.servers)}: no answer within {wait_s:.0f} s: {explain.explain(error, self.servers[0], self.config)}"
+                    ) from None
             if self._is_closed.wait(RETRY_MS / 1_000):
                 raise LogClosed("the connection to the brokers was closed")
 
@@ -284,4 +286,6 @@ def _closing(manager: Any) -> Callable[[], Coroutine[Any, Any, None]]:
 
 def _is_passing(error: errors.KafkaError) -> bool:
     """Whether asking again may help."""
-    return isinstance(error, (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.KafkaTimeoutError, errors.UnknownBrokerIdError)) or bool(getattr(error, "retriable", False))
+    return isinstance(
+        error, (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.KafkaTimeoutError, errors.UnknownBrokerIdError)
+    ) or bool(getattr(error, "retriable", False))

@@ -236,7 +236,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
             if not code and sock.getsockname() == sock.getpeername():
                 code = errno.ECONNREFUSED  # a port of ours that nobody listens on was given to this very socket
             if code:
-                raise OSError(code, os.strerror(code))
+                raise OSError(code, os.strerror(code))  # noqa: TRY301 - closed below
         except BaseException:
             sock.close()
             raise

@@ -51,7 +51,7 @@ def explain(error: BaseException, server: str, config: KafkaConfig) -> UsageErro
     return UsageError(f"{server}: {reason.what}: {reason.cure}")
 
 
-def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:
+def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:  # noqa: C901, PLR0911 - a list of cases
     """The same in two parts."""
     step, cause = (error.step, _innermost(error.cause)) if isinstance(error, StepFailed) else (None, _innermost(error))
     if isinstance(cause, (errors.IncompatibleBrokerVersion, errors.UnsupportedVersionError)):
@@ -208,7 +208,7 @@ def _of_silence(step: Step | None, config: KafkaConfig) -> Reason:
     return Reason("does not answer in time", "look at the broker, or at the network")
 
 
-def _of_hanging_up(step: Step | None, config: KafkaConfig) -> Reason:
+def _of_hanging_up(step: Step | None, config: KafkaConfig) -> Reason:  # noqa: PLR0911 - a list of cases
     has_tls, logs_in = config.security_protocol.endswith("SSL"), config.security_protocol.startswith("SASL")
     if step == "tls":
         return _not_tls("hangs up during the TLS handshake, as ports without TLS do", config)

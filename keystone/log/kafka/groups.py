@@ -52,7 +52,9 @@ class GroupOffsets:
             self.commits += 1
         except errors.AuthorizationError:
             self._is_refused = True
-            log.warning("group %s may not be written: lag tools will not see how far this program is (allow READ on the group, or set kafka.group = '')", self._group)
+            log.warning(
+                "group %s may not be written: lag tools will not see how far this program is (allow READ on the group, or set kafka.group = '')", self._group
+            )
         except Exception as error:  # noqa: BLE001 - a courtesy to lag tools must never cost more than itself
             log.debug("group offsets not committed: %s", error)
             with self._lock:
@@ -68,7 +70,8 @@ class GroupOffsets:
             raise errors.for_code(found.error_code)
         kinds = OffsetCommitRequest.OffsetCommitRequestTopic
         partitions = [
-            kinds.OffsetCommitRequestPartition(partition_index=p, committed_offset=offset, committed_leader_epoch=-1, committed_metadata="") for p, offset in due.items()
+            kinds.OffsetCommitRequestPartition(partition_index=p, committed_offset=offset, committed_leader_epoch=-1, committed_metadata="")
+            for p, offset in due.items()
         ]
         request: Any = OffsetCommitRequest(
             group_id=self._group, generation_id_or_member_epoch=-1, member_id="", group_instance_id=None, retention_time_ms=-1,

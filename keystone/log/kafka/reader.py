@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from keystone.log.base import Gap
 from keystone.log.kafka.batches import BadBatch, Batch, Columns, Unreadable, batches_of
 from keystone.log.kafka.client import EARLIEST, LATEST, log
 from keystone.log.kafka.fetcher import Chunk, Fetcher, Place
-
-if TYPE_CHECKING:
-    from keystone.log.kafka.log import KafkaLog
+from keystone.log.kafka.owner import Owner
 
 CORRUPT_TRIES_MAX: Final = 3
 RECORDS_MAX: Final = 65_536  # of one poll
@@ -33,7 +31,7 @@ _MARKS_MAX: Final = 4_096  # polls whose event counts are remembered for the lag
 class KafkaReader:
     """See ``LogReader``. One thread polls; ``close`` may come from another."""
 
-    def __init__(self, owner: KafkaLog, fetcher: Fetcher, partition: int, start_offset: int, on_commit: Callable[[int, int], None]) -> None:
+    def __init__(self, owner: Owner, fetcher: Fetcher, partition: int, start_offset: int, on_commit: Callable[[int, int], None]) -> None:
         self.partition = partition
         self.late_appends = 0  # records from before what was promised: brokers' clocks are further behind than allowed for
         self._log = owner
@@ -120,7 +118,7 @@ class KafkaReader:
                 chunk = self._next_chunk()
                 if chunk is None:
                     break
-                self._batches = batches_of(chunk.data)
+                self._batches = batches_of(chunk.data, self._behind, max(self._place.end_offset, chunk.next_offset))
             elif isinstance(batch, Unreadable):
                 if not self._pass_over(batch):
                     break
@@ -128,7 +126,7 @@ class KafkaReader:
                 try:
                     self._take(batch)
                 except BadBatch as bad:
-                    if not self._pass_over(Unreadable(batch.base_offset, batch.last_offset, str(bad))):
+                    if not self._pass_over(Unreadable(batch.base_offset, batch.last_offset, str(bad), has_end=True)):
                         break
         self._settle()
 

@@ -195,7 +195,7 @@ class Login:
             needs = f"kafka.sasl_mechanism = {self.mechanism} needs a password"
             raise UsageError(f"{needs}: name a file by kafka.sasl_password_file, or set {_PASSWORD_VARIABLE}")
         password = self._config.sasl_password.get_secret_value()
-        if not password.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in password):  # noqa: PLR2004 - bytes that are no UTF-8
+        if not password.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in password):  # bytes that are no UTF-8
             raise UsageError(f"{_PASSWORD_VARIABLE} is not UTF-8 text: correct it, or write the password into a file (kafka.sasl_password_file)")
         return password
 
@@ -278,8 +278,8 @@ def run_token_command(command: tuple[str, ...]) -> tuple[str, float]:
 
 def _run(command: tuple[str, ...], until: float) -> tuple[bytes, int]:
     """What it printed (up to a little over TOKEN_BYTES_MAX) and its exit status. It and all that it started are gone afterwards, in vain or not."""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        assert process.stdout is not None
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as process:  # noqa: S603 - the user's own
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
         try:
             output = _read(process.stdout.fileno(), until)
             return output, 0 if len(output) > TOKEN_BYTES_MAX else process.wait(max(0.0, until - time.monotonic()))
@@ -314,7 +314,7 @@ def _token_in(text: str, name: str) -> tuple[str, float]:
             seconds = None if told is None else float(told)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UsageError(form) from None
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token) or (seconds is not None and not -1e9 < seconds < 1e9):  # noqa: PLR2004 - nor NaN
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token) or (seconds is not None and not -1e9 < seconds < 1e9):  # nor NaN
         raise UsageError(form)
     if seconds is None:
         seconds = _life_s(token)

@@ -20,6 +20,7 @@ from keystone.log.url import KafkaUrl
 DAY_MS: Final = 86_400_000
 READY_WAIT_S: Final = 20.0
 _SEGMENT_BYTES: Final = 256 << 20  # retention drops whole segments
+_SEGMENT_BYTES_MIN: Final = 1 << 20  # brokers of Kafka 4 take no smaller ones
 _MESSAGE_BYTES: Final = 8 << 20  # a line of 1 MiB is still an event, and frames hold some
 _COPIES: Final = 3  # replicas, where there are as many brokers
 
@@ -40,8 +41,8 @@ class Finding(NamedTuple):
     """One line of a check. ``hurts``: results or data are at risk; otherwise it is worth knowing."""
 
     topic: str
-    hurts: bool
     text: str
+    hurts: bool = True
 
 
 def plans(url: KafkaUrl, config: KafkaConfig, *, partitions: int, replication: int, retention_ms: int, retention_bytes: int = -1) -> list[TopicPlan]:
@@ -67,7 +68,7 @@ def create(client: KafkaClient, plan: TopicPlan) -> str | None:
         "max.message.bytes": plan.message_bytes,
         "retention.ms": plan.retention_ms,
         "retention.bytes": plan.retention_bytes,
-        "segment.bytes": _SEGMENT_BYTES if plan.retention_bytes < 0 else max(14, min(_SEGMENT_BYTES, plan.retention_bytes // 4)),
+        "segment.bytes": _SEGMENT_BYTES if plan.retention_bytes < 0 else max(_SEGMENT_BYTES_MIN, min(_SEGMENT_BYTES, plan.retention_bytes // 4)),
         "min.insync.replicas": in_sync,
         "unclean.leader.election.enable": "false",
         "compression.type": "producer",
@@ -115,17 +116,17 @@ def check(client: KafkaClient, plan: TopicPlan, *, is_telemetry: bool) -> Iterat
     """What an existing topic has that would hurt, or should be known. ``plan.partitions`` 0: any number will do."""
     found = client.topic(plan.name)
     if found is None:
-        yield Finding(plan.name, True, "is not there: make it by keystone topics create")
+        yield Finding(plan.name, "is not there: make it by keystone topics create")
         return
     if plan.partitions and found.partitions != plan.partitions:
         yield Finding(
-            plan.name, True,
+            plan.name,
             f"has {found.partitions} partitions, not {plan.partitions}: sessions of before lie in other partitions than their events from now on;"
             " finish what is open with the old number, or make a topic anew",
         )  # fmt: skip
     settings = topic_settings(client, plan.name)
     if settings is None:
-        yield Finding(plan.name, False, "its settings may not be seen (DESCRIBE_CONFIGS on the topic): nothing more can be checked")
+        yield Finding(plan.name, "its settings may not be seen (DESCRIBE_CONFIGS on the topic): nothing more can be checked", hurts=False)
         return
     yield from _of_settings(plan.name, settings, is_telemetry=is_telemetry)
     yield from _of_replicas(client, plan.name, settings)
@@ -134,19 +135,20 @@ def check(client: KafkaClient, plan: TopicPlan, *, is_telemetry: bool) -> Iterat
 def _of_settings(name: str, settings: dict[str, str | None], *, is_telemetry: bool) -> Iterator[Finding]:
     if settings.get("message.timestamp.type") != "LogAppendTime":
         yield Finding(
-            name, is_telemetry,
+            name,
             "message.timestamp.type = CreateTime: log time would be the producers' clocks, so that one fast clock could close sessions: set it to LogAppendTime",
-        )  # fmt: skip
+            hurts=is_telemetry,
+        )
     if settings.get("unclean.leader.election.enable") == "true":
-        yield Finding(name, True, "unclean.leader.election.enable = true: an election may lose acknowledged records: set it to false")
+        yield Finding(name, "unclean.leader.election.enable = true: an election may lose acknowledged records: set it to false")
     if "compact" in (settings.get("cleanup.policy") or ""):
-        yield Finding(name, True, f"cleanup.policy = {settings['cleanup.policy']}: compaction drops records by key: set it to delete")
+        yield Finding(name, f"cleanup.policy = {settings['cleanup.policy']}: compaction drops records by key: set it to delete")
     size = int(settings.get("max.message.bytes") or 0)
     if size < _MESSAGE_BYTES // 8:
-        yield Finding(name, True, f"max.message.bytes = {size:,}: events of 1 MiB do not fit: set it to {_MESSAGE_BYTES:,}")
+        yield Finding(name, f"max.message.bytes = {size:,}: events of 1 MiB do not fit: set it to {_MESSAGE_BYTES:,}")
     retention_ms = int(settings.get("retention.ms") or -1)
     if is_telemetry and 0 <= retention_ms < DAY_MS // 24:
-        yield Finding(name, True, f"retention.ms = {retention_ms:,}: what is not read within {retention_ms / 60_000:.0f} min is lost: raise it")
+        yield Finding(name, f"retention.ms = {retention_ms:,}: what is not read within {retention_ms / 60_000:.0f} min is lost: raise it")
 
 
 def _of_replicas(client: KafkaClient, name: str, settings: dict[str, str | None]) -> Iterator[Finding]:
@@ -158,16 +160,16 @@ def _of_replicas(client: KafkaClient, name: str, settings: dict[str, str | None]
     copies = min((len(p.replica_nodes) for p in partitions), default=0)
     in_sync = int(settings.get("min.insync.replicas") or 1)
     if copies == 1:
-        yield Finding(name, len(cluster.brokers()) > 1, "1 replica: a broker that is lost takes its records with it: make the topic with 3")
+        yield Finding(name, "1 replica: a broker that is lost takes its records with it: make the topic with 3", hurts=len(cluster.brokers()) > 1)
     elif in_sync < 2:
-        yield Finding(name, True, f"min.insync.replicas = {in_sync} with {copies} replicas: an acknowledged record may be in one place only: set it to {copies - 1}")
+        yield Finding(name, f"min.insync.replicas = {in_sync} of {copies} replicas: an acknowledged record may be in one place only: set it to {copies - 1}")
     elif in_sync >= copies > 0:
-        yield Finding(name, True, f"min.insync.replicas = {in_sync} of {copies} replicas: one broker down stops every send: set it to {copies - 1}")
+        yield Finding(name, f"min.insync.replicas = {in_sync} of {copies} replicas: one broker down stops every send: set it to {copies - 1}")
     behind = sum(len(p.isr_nodes) < len(p.replica_nodes) for p in partitions)
     if behind:
-        yield Finding(name, False, f"{behind} partitions have replicas that are not in sync now")
+        yield Finding(name, f"{behind} partitions have replicas that are not in sync now", hurts=False)
     if headless := sum(p.leader_id < 0 for p in partitions):
-        yield Finding(name, True, f"{headless} partitions have no leader now: look at the brokers")
+        yield Finding(name, f"{headless} partitions have no leader now: look at the brokers")
 
 
 def broker_findings(client: KafkaClient) -> Iterator[Finding]:
@@ -178,4 +180,5 @@ def broker_findings(client: KafkaClient) -> Iterator[Finding]:
             continue
         size = int(settings.get("replica.fetch.max.bytes") or _MESSAGE_BYTES)
         if size < _MESSAGE_BYTES // 8:
-            yield Finding(f"broker {broker.node_id}", False, f"replica.fetch.max.bytes = {size:,}: below the topics' max.message.bytes, replication is slow")
+            text = f"replica.fetch.max.bytes = {size:,}: below the topics' max.message.bytes, replication is slow"
+            yield Finding(f"broker {broker.node_id}", text, hurts=False)

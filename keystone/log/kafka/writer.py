@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from keystone.errors import LogClosed, LogUnreachable
 from keystone.events import U8
 from keystone.log.base import Appended, Sent
 from keystone.log.kafka.batches import Headers
+from keystone.log.kafka.owner import Owner
 from keystone.log.kafka.producer import ACKNOWLEDGED, Lane, Outcome, Producer
-
-if TYPE_CHECKING:
-    from keystone.log.kafka.log import KafkaLog
 
 CLOSE_WAIT_S: Final = 10.0  # for answers that are still to come
 APPEND_WAIT_S: Final = 150.0  # beyond kafka.delivery_timeout_ms every outcome is known
@@ -22,7 +20,7 @@ APPEND_WAIT_S: Final = 150.0  # beyond kafka.delivery_timeout_ms every outcome i
 class KafkaWriter:
     """See ``LogWriter``. Any number of other programs may write to the partition: Kafka knows no single writer, this object's log does."""
 
-    def __init__(self, owner: KafkaLog, producer: Producer, partition: int, record_bytes_max: int) -> None:
+    def __init__(self, owner: Owner, producer: Producer, partition: int, record_bytes_max: int) -> None:
         self.partition = partition
         self.record_bytes_max = record_bytes_max
         self._log = owner
