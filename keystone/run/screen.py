@@ -47,7 +47,7 @@ class StoryScreen:
         try:
             self._console.print(Text(line, style=style or ""))
             sys.stdout.flush()
-        except OSError:
+        except (OSError, SystemExit):  # rich turns a stdout that nobody reads into nowhere, and would end the program
             self._is_gone = True
 
     def tell(self, scenes: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -65,14 +65,18 @@ class TopicSink:
         self._dead = KafkaLog.open(dead_letters, config, action="write", role=f"{role}-dead-letters") if dead_letters is not None else None
         self._changed = threading.Condition()
 
-    def send(self, items: Iterable[Item]) -> None:
+    def send(self, items: Sequence[Item]) -> None:
         """Hand over; each item's state changes when its outcome is known. Waits while too much is under way."""
+        now_ms = int(time.time() * 1_000)
         for item in items:
-            item.state, item.sent_ms = "pending", int(time.time() * 1_000)
+            item.state, item.sent_ms = "pending", now_ms
             try:
                 self._send(item)
             except RecordTooLarge as error:
                 self._give_up(item, error)
+        for topic in (self._actions, self._dead):
+            if topic is not None and items:
+                topic.producer().wake()
 
     def _send(self, item: Item) -> None:
         def on_outcome(outcome: Any) -> None:
@@ -88,14 +92,14 @@ class TopicSink:
                 return
             key, value = action_record(what)
             lane = self._actions.producer().lane(self._actions.topic, partition_of(key, self._actions.partitions))
-            self._actions.producer().send(lane, value, key=key, on_outcome=on_outcome, is_urgent=True, limit_bytes=self._actions.record_bytes_max)
+            self._actions.producer().send(lane, value, key=key, on_outcome=on_outcome, is_urgent=True, wakes=False, limit_bytes=self._actions.record_bytes_max)
         else:
             if self._dead is None:
                 item.state, item.done_ms = "acknowledged", time.time() * 1_000
                 return
             lane = self._dead.producer().lane(self._dead.topic, what.partition % self._dead.partitions)
             self._dead.producer().send(
-                lane, what.raw[:DEAD_LETTER_BYTES_MAX], headers=dead_letter_headers(what), on_outcome=on_outcome,
+                lane, what.raw[:DEAD_LETTER_BYTES_MAX], headers=dead_letter_headers(what), on_outcome=on_outcome, wakes=False,
                 limit_bytes=self._dead.record_bytes_max,
             )  # fmt: skip
 

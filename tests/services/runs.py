@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import polars as pl
 import psutil
@@ -49,8 +49,9 @@ class Command:
     def __init__(self, *words: str, script: str | None = None, env: Mapping[str, str] | None = None, stdout: int | None = None) -> None:
         start = ["-m", "keystone"] if script is None else [str(ROOT / script)]
         self._held = ExitStack()
-        self._out = self._held.enter_context(tempfile.TemporaryFile())
-        self._err = self._held.enter_context(tempfile.TemporaryFile())
+        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="run-said-")))
+        self._out = self._held.enter_context((folder / "out").open("w+b"))
+        self._err = self._held.enter_context((folder / "err").open("w+b"))
         self.process = subprocess.Popen(
             [sys.executable, *start, *words], stdin=subprocess.DEVNULL, stdout=self._out if stdout is None else stdout, stderr=self._err,
             start_new_session=True, env={**os.environ, "PYTHONUTF8": "1", **(env or {})},
@@ -111,7 +112,7 @@ class Command:
         return self.process.returncode
 
 
-def _said(file: Any) -> str:
+def _said(file: BinaryIO) -> str:
     return os.pread(file.fileno(), 1 << 26, 0).decode("utf-8", "replace")
 
 
@@ -135,7 +136,7 @@ def settings(given: Mapping[str, object]) -> list[str]:
 def no_leftovers() -> Iterator[dict[str, str]]:
     """An environment with a temporary directory of its own, in which nothing may be left at the end: not ours, not Ray's."""
     with tempfile.TemporaryDirectory(prefix="run-") as place:  # a short name: Ray's sockets would else go elsewhere
-        yield {"TMPDIR": place}
+        yield {"TMPDIR": place}  # after a failure there may well be something: that is not what failed
         assert sorted(path.name for path in Path(place).iterdir()) == []
 
 

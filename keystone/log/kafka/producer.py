@@ -128,12 +128,13 @@ class Producer:
         events: int = 1,
         on_outcome: OnOutcome | None = None,
         is_urgent: bool = False,
+        wakes: bool = True,
         limit_bytes: int | None = None,
         has_ended: Callable[[], bool] = lambda: False,
     ) -> None:
         """Queue one record; the value is copied. Waits while ``kafka.send_bytes_max`` are without an outcome.
 
-        ``is_urgent``: do not linger. ``RecordTooLarge`` at once, ``LogFull`` where no room comes although everything must have its outcome, ``LogClosed`` after
+        ``is_urgent``: do not linger. ``wakes=False``: more follow, and a ``wake`` after them. ``RecordTooLarge`` at once, ``LogFull`` where no room comes although everything must have its outcome, ``LogClosed`` after
         ``close``, or where ``has_ended`` while waiting.
         """
         size = (0 if value is None else len(value)) + (len(key) if key else 0) + sum(len(n) + len(v) for n, v in headers)
@@ -151,10 +152,14 @@ class Producer:
             batch.is_urgent |= is_urgent
             lane.pending += 1
             self._bytes += size
-            wakes = not self._is_awake
-            self._is_awake = True
-        if wakes or is_urgent:
+            wakes = wakes and (is_urgent or not self._is_awake)
+            self._is_awake |= wakes
+        if wakes:
             self._woken.notify()
+
+    def wake(self) -> None:
+        """Send what is due now: a system call, so once for many records."""
+        self._woken.notify()
 
     def _wait_for_room(self, lane: Lane, size: int, has_ended: Callable[[], bool]) -> None:
         began_s = time.monotonic()
@@ -162,6 +167,7 @@ class Producer:
             waited_s = time.monotonic() - began_s
             if waited_s > self._config.delivery_timeout_ms / 1_000 + ROOM_WAIT_BEYOND_S:
                 raise LogFull(f"topic {lane.topic!r}: {self._bytes:,} bytes are without an answer for {waited_s:.0f} s (kafka.send_bytes_max)")
+            self._woken.notify()  # what fills the room may not have been told of yet
             self._settled.wait(0.1)
         if (waited_s := time.monotonic() - began_s) > 1e-3:
             lane.sent.waited_ms += int(waited_s * 1_000)
