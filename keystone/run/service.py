@@ -85,16 +85,20 @@ class Service:
     def run(self, screen: StoryScreen, is_stopped: Callable[[], bool], on_ray: Callable[[], None] = lambda: None) -> RunResult:
         """Start, watch, end; the result. ``on_ray``: called when Ray has started (it takes signals over)."""
         work_dir = Path(tempfile.mkdtemp(prefix="keystone-run-"))
-        warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-c", "from keystone.kernels import warm; warm()"]
+        warming = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is ours: it would end in a traceback
         try:
             with RayRuntime():
                 on_ray()
                 if _ended(warming, is_stopped) != 0:
                     raise UsageError("the kernels do not compile here: see the message above")
+                if is_stopped():
+                    return RunResult()
                 return self._supervised(Supervisor(work_dir), work_dir, screen, is_stopped)
         finally:
             if warming.poll() is None:
                 warming.terminate()
+                warming.wait()
             shutil.rmtree(work_dir, ignore_errors=True)
 
     def _supervised(self, supervisor: Supervisor, work_dir: Path, screen: StoryScreen, is_stopped: Callable[[], bool]) -> RunResult:

@@ -21,12 +21,12 @@ from keystone.log import embedded, partition
 from keystone.log.embedded import EmbeddedLog, default_directory, directory_of
 from keystone.log.segment import segment_numbers, segment_path
 
-from .log_suite import RECORD_BYTES, SMALL, LogSuite, MakeLog, fill, read_all, values_of
+from .log_suite import RECORD_BYTES, SMALL, MakeLog, OwnLogSuite, fill, read_all, values_of
 
 SIZES: dict[str, Any] = {"partitions": 1, "segment_bytes": 1 << 16, "retention_bytes": SMALL, "record_bytes_max": RECORD_BYTES}
 
 
-class TestEmbeddedLog(LogSuite):
+class TestEmbeddedLog(OwnLogSuite):
     @pytest.fixture
     def make_log(self, tmp_path: Path) -> Iterator[MakeLog]:
         made: list[EmbeddedLog] = []

@@ -9,10 +9,10 @@ import pytest
 
 from keystone.log.memory import MemoryLog
 
-from .log_suite import LogSuite, MakeLog
+from .log_suite import MakeLog, OwnLogSuite
 
 
-class TestMemoryLog(LogSuite):
+class TestMemoryLog(OwnLogSuite):
     @pytest.fixture
     def make_log(self) -> Iterator[MakeLog]:
         made: list[MemoryLog] = []

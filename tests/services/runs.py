@@ -136,7 +136,7 @@ def settings(given: Mapping[str, object]) -> list[str]:
 def no_leftovers() -> Iterator[dict[str, str]]:
     """An environment with a temporary directory of its own, in which nothing may be left at the end: not ours, not Ray's."""
     with tempfile.TemporaryDirectory(prefix="run-") as place:  # a short name: Ray's sockets would else go elsewhere
-        yield {"TMPDIR": place}  # after a failure there may well be something: that is not what failed
+        yield {"TMPDIR": place}
         assert sorted(path.name for path in Path(place).iterdir()) == []
 
 

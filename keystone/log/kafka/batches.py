@@ -272,19 +272,19 @@ class Columns:
     def __init__(self) -> None:
         self._text: U8 = np.empty(1 << 20, np.uint8)
         self._places: I64 = np.empty((kernels.COLUMNS, 1024), np.int64)
-        self._size = 0
+        self._size = self._value_bytes = 0
         self.count = 0
 
     @property
     def size_bytes(self) -> int:
-        """Bytes taken so far, lengths and keys included."""
-        return self._size
+        """Bytes of the values taken so far."""
+        return self._value_bytes
 
     def clear(self) -> None:
         """Begin anew in the same memory, which whoever polled last may no longer use."""
         if self._text.size > _KEPT_BYTES_MAX:
             self._text = np.empty(1 << 20, np.uint8)
-        self._size = self.count = 0
+        self._size = self._value_bytes = self.count = 0
 
     def take(self, batch: Batch, wanted_offset: int) -> None:
         """Add the records of ``batch`` from ``wanted_offset`` on. Raises ``BadBatch``, and nothing was added then."""
@@ -302,6 +302,7 @@ class Columns:
         )  # fmt: skip
         if count == kernels.MALFORMED:
             raise BadBatch("its records do not fit into it")
+        self._value_bytes += int((self._places[kernels.ENDS, self.count : count] - self._places[kernels.STARTS, self.count : count]).sum())
         self._size, self.count = start + size, count
 
     def _make_room(self, size: int, records: int) -> None:

@@ -6,7 +6,6 @@ again. What cannot be cured is left at the partition's ``Place`` for whoever pol
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from kafka.protocol.consumer import FetchRequest
 
 from keystone.errors import KeystoneError, LogCorrupt, LogRecreated, OffsetOutOfRange
 from keystone.log.kafka import explain
-from keystone.log.kafka.batches import HEADER_BYTES, MAGIC_AT
+from keystone.log.kafka.batches import end_offset
 from keystone.log.kafka.client import ANSWER_BYTES_MAX, RETRY_MS, KafkaClient, log
 from keystone.metrics import LatencyHistogram
 
@@ -32,8 +31,6 @@ RATE_MEMORY_S: Final = 0.5
 UNASKED_RETRY_S: Final = 0.02  # between two looks while metadata are being asked for
 MISSING_RETRY_S: Final = 0.5  # between two looks for a topic that is gone
 CUT_OFF_TRIES_MAX: Final = 3  # of a batch that stays cut off although there was room
-_LENGTHS: Final = struct.Struct(">qi")
-_LAST_DELTA_AT: Final = 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,7 @@ class Place:
     generation: int = 0  # of seeks: an answer to a fetch from before one is void
     is_fetching: bool = False
     not_before_s: float = 0.0  # monotonic
+    fetched_s: float = 0.0  # monotonic, of the last fetch
     end_offset: int = -1  # the high watermark, as of the last answer
     start_offset: int = 0
     empty_since_ms: int = 0  # wall time when the last fetch was sent that found nothing behind ``next_offset``
@@ -156,11 +154,12 @@ class Fetcher:
                 again_s = min(again_s, place.not_before_s)
             else:
                 by_leader.setdefault(leader, []).append(place)
-        for leader, ours in by_leader.items():
+        for leader, waiting in by_leader.items():
+            ours = list({place.partition: place for place in sorted(waiting, key=lambda place: -place.fetched_s)}.values())
             if leader not in self._busy:
                 self._busy.add(leader)
-                for place in ours:
-                    place.is_fetching = True
+                for place in ours:  # of several readers of one partition, the one that waits longest: a fetch names a partition once
+                    place.is_fetching, place.fetched_s = True, now_s
                 self._client.start(self._fetch, leader, ours)
         return again_s
 
@@ -269,13 +268,15 @@ class Fetcher:
             if place.end_offset <= offset:
                 place.empty_since_ms = sent_ms
             return 0
-        last = last_whole_offset(data)
-        if last is None:
+        behind = end_offset(data, offset, place.end_offset)
+        if behind is None:
             self._cut_off(place, len(data), offset)
             return 0
         place.cut_offs, place.fetch_bytes = 0, self._config.fetch_bytes_max
-        place.next_offset = last + 1
-        place.chunks.append(Chunk(data, last + 1))
+        if behind == offset:  # damaged: whoever reads it will see to it
+            place.not_before_s = time.monotonic() + RETRY_MS / 1_000
+        place.next_offset = behind
+        place.chunks.append(Chunk(data, behind))
         place.chunk_bytes += len(data)
         return len(data)
 
@@ -326,18 +327,3 @@ class Fetcher:
 def is_empty(answer: Any) -> bool:
     """Whether a fetch found nothing in any partition, and no error."""
     return not answer.error_code and not any(p.error_code or p.records for topic in answer.responses for p in topic.partitions)
-
-
-def last_whole_offset(data: memoryview) -> int | None:
-    """The last offset of the last whole batch in ``data``; None where there is none. Lengths only: checksums come later."""
-    at = 0
-    last: int | None = None
-    while at + HEADER_BYTES <= len(data):
-        base, length = _LENGTHS.unpack_from(data, at)
-        if length < HEADER_BYTES - _LENGTHS.size or data[at + MAGIC_AT] < 2:
-            return int(base) if last is None else last
-        if at + _LENGTHS.size + length > len(data):
-            break
-        last = base + int.from_bytes(data[at + _LAST_DELTA_AT : at + _LAST_DELTA_AT + 4], "big")
-        at += _LENGTHS.size + length
-    return last

@@ -112,7 +112,7 @@ class KafkaReader:
         """Read whole batches into fresh columns, about ``bytes_max`` of them."""
         self._columns.clear()
         self._at = 0
-        while self._columns.size_bytes < bytes_max:
+        while self._columns.size_bytes < bytes_max and self._columns.count < RECORDS_MAX:
             batch = next(self._batches, None)
             if batch is None:
                 chunk = self._next_chunk()
@@ -148,13 +148,17 @@ class KafkaReader:
     def _pass_over(self, bad: Unreadable) -> bool:
         """Fetch a damaged batch once more, or count it as a gap and go on behind it; False where it is fetched again."""
         where = f"{self._log.url}, partition {self.partition}, offsets {bad.first_offset} to {bad.last_offset}"
-        if bad.why.startswith("message format"):
-            raise LogCorrupt(f"{where}: {bad.why}: make the topic anew and send again")
         if self._damaged_at != bad.first_offset:
             self._damaged_at, self._damages = bad.first_offset, 0
         self._damages += 1
         if self._damages < CORRUPT_TRIES_MAX:
             self._go_to(self._behind)
+            return False
+        if not bad.has_end:
+            with self._place.changed:
+                self._place.fault = LogCorrupt(f"{where}: cannot be read ({bad.why}), nor where it ends: seek behind it, or make the topic anew")
+                self._place.chunks.clear()
+                self._place.chunk_bytes = 0
             return False
         first, last = max(self._behind, bad.first_offset), max(self._behind, bad.last_offset)
         log.error("%s cannot be read (%s): passed over", where, bad.why)
