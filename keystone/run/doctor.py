@@ -38,12 +38,15 @@ def doctor_command(**given: Any) -> None:
     """Look at everything a run needs. Exit status 1 if anything fails."""
     config = load_config(given["config_file"], given["settings"])
     from keystone import logs
+    from keystone.actors.stopping import StopSignal
 
     failed = False
-    with closing(logs.configure(config.logs)):
+    with closing(logs.configure(config.logs)), StopSignal() as stop:  # in the middle of its start, Ray would leave its processes
         for check in checks(given["log"], given["lake"], config):
             failed |= check.state == "FAIL"
             click.echo(f"{check.state:<4}  {check.name:<10} {check.text}")
+            if stop.is_asked():
+                raise KeyboardInterrupt
     sys.exit(EXIT_FAIL if failed else 0)
 
 

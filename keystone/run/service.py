@@ -85,8 +85,8 @@ class Service:
     def run(self, screen: StoryScreen, is_stopped: Callable[[], bool], on_ray: Callable[[], None] = lambda: None) -> RunResult:
         """Start, watch, end; the result. ``on_ray``: called when Ray has started (it takes signals over)."""
         work_dir = Path(tempfile.mkdtemp(prefix="keystone-run-"))
-        command = [sys.executable, "-c", "from keystone.kernels import warm; warm()"]
-        warming = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is ours: it would end in a traceback
+        # In a session of its own: Ctrl-C is ours, there it would end in a traceback.
+        warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             with RayRuntime():
                 on_ray()

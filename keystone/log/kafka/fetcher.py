@@ -99,6 +99,7 @@ class Fetcher:
         self._woken = WakeupNotifier(client.net)
         self._lock = threading.Lock()
         self._is_running = False
+        self._was_known = False  # metadata have named a leader: from then on none means an election, or that the topic is gone
 
     # --- from any thread ------------------------------------------------------------------------------------------------
     def add(self, place: Place) -> None:
@@ -153,6 +154,7 @@ class Fetcher:
                 self._without_leader(place, now_s)
                 again_s = min(again_s, place.not_before_s)
             else:
+                self._was_known = True
                 by_leader.setdefault(leader, []).append(place)
         for leader, waiting in by_leader.items():
             ours = list({place.partition: place for place in sorted(waiting, key=lambda place: -place.fetched_s)}.values())
@@ -170,13 +172,13 @@ class Fetcher:
     def _without_leader(self, place: Place, now_s: float) -> None:
         """No leader is known: not asked yet, an election, a topic that was deleted, or one made anew."""
         cluster = self._client.fetching.cluster
-        place.not_before_s = now_s + (UNASKED_RETRY_S if cluster.need_update else MISSING_RETRY_S)
+        place.not_before_s = now_s + (MISSING_RETRY_S if self._was_known else UNASKED_RETRY_S)
         if self._was_made_anew(place):
             self._fail(place, LogRecreated(f"topic {self._topic!r} was deleted and made anew: offset {place.next_offset} of partition {place.partition} is gone"))
         elif self._topic in cluster.unauthorized_topics:
             self._fail(place, explain.not_allowed("read", self._topic, self._config))
         else:
-            is_missing = cluster.partitions_for_topic(self._topic) is None and not cluster.need_update
+            is_missing = self._was_known and cluster.partitions_for_topic(self._topic) is None
             if is_missing and not self.metrics.is_missing:
                 log.warning("topic %s is not there: waiting for it", self._topic)
             self.metrics.is_missing = is_missing

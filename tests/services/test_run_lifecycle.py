@@ -1,0 +1,130 @@
+"""A run from its start to its end: where it begins, what it refuses, what it reports, how it is interrupted, how it survives a death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+
+from keystone.log.embedded import EmbeddedLog
+from tests.dirty import dirty_text
+from tests.kafka_server import KafkaCluster
+from tests.rdkafka import Confluent
+from tests.services import runs
+from tests.services.runs import QUICK, Command, Topics
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+REPORTED = {
+    "log", "actions", "partitions", "start_offsets", "next_offsets", "seconds", "ledger", "alerts", "sessions", "session_rows", "lake_rows", "dead_letters",
+    "gaps", "gap_list", "latency_ms", "restarts", "failures", "config",
+}  # fmt: skip
+
+
+@pytest.fixture
+def own_tmp() -> Iterator[dict[str, str]]:
+    with runs.no_leftovers() as env:
+        yield env
+
+
+def append(folder: Path, events: int, device: str) -> None:
+    with closing(EmbeddedLog.open(folder)) as log:
+        writer = log.writer(1)
+        for number in range(events):
+            writer.append(b'{"event":"Start","ts":1790000000000,"device_id":"%s","session_id":"%d"}' % (device.encode(), number))
+        writer.append(b"{")
+
+
+def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twice(own_tmp: dict[str, str], tmp_path: Path) -> None:
+    log, lake = tmp_path / "log", tmp_path / "lake"
+    words = ("run", "--log", f"embedded:{log}", "--lake", str(lake), "--no-story", "--report", str(tmp_path / "report.json"), "--until-idle", "1")
+    EmbeddedLog.create(log, partitions=2, segment_bytes=1 << 20, retention_bytes=4 << 20).close()
+    append(log, 30, "before")
+    first = runs.command(*words, env=own_tmp)
+    assert first.status == 0, first.err
+    assert first.err == ""
+    assert "31 events received" in first.out
+    assert "dead letters 1 (invalid_json 1)" in first.out
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report.keys() >= REPORTED
+    assert (report["log"], report["partitions"]) == (f"embedded:{log}", 2)
+    assert (report["start_offsets"], report["next_offsets"]) == ({"0": 0, "1": 0}, {"0": 0, "1": 31})
+    assert (report["lake_rows"], report["session_rows"], report["dead_letters"]) == (30, 30, {"invalid_json": 1})
+    assert report["latency_ms"]["detect"]["count"] == 0
+    assert report["config"]["session"]["timeout_ms"] == 90_000
+
+    again = runs.command(*words, env=own_tmp)
+    assert (again.status, again.out, again.err.count("\n")) == (2, "", 1)
+    assert "holds events of partition 1 up to offset 29" in again.err
+
+    with Command(*words[:-2], "--from", "latest", env=own_tmp) as later:
+        later.wait_for("(?m)^reading ")
+        append(log, 5, "after")
+        later.wait_for("(?m)^[1-9][0-9,]* events/s|  5 sessions  ", within_s=30)
+        later.interrupt()
+        assert later.end() == 0, later.err
+        assert "6 events received" in later.out
+    assert json.loads((tmp_path / "report.json").read_bytes())["start_offsets"] == {"0": 0, "1": 31}
+    rows = pl.read_parquet(lake / "**/*.parquet", columns=["device_id", "offset"], hive_partitioning=False).sort("offset")
+    assert rows["device_id"].to_list() == ["before"] * 30 + ["after"] * 5
+    assert rows["offset"].to_list() == [*range(30), *range(31, 36)]
+
+
+@pytest.mark.parametrize("wait_s", [0.3, 2.0], ids=["as it begins", "as Ray begins"])
+def test_ctrl_c_during_the_start_leaves_nothing(own_tmp: dict[str, str], tmp_path: Path, wait_s: float) -> None:
+    with Command("run", "--log", f"embedded:{tmp_path / 'log'}", "--lake", str(tmp_path / "lake"), env=own_tmp) as run:
+        run.wait_for("starting")
+        time.sleep(wait_s)
+        run.interrupt()
+        assert run.end() == 0, run.err
+        assert run.err == ""
+    assert (tmp_path / "log" / "log.json").exists(), "the run has made the log"
+    assert list((tmp_path / "lake").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("run", "--log", "embedded:{}/log"), ("doctor", "--log", "embedded:{}/log")], ids=["run", "doctor"])
+def test_ctrl_c_at_once_is_no_traceback(own_tmp: dict[str, str], tmp_path: Path, words: tuple[str, ...]) -> None:
+    with Command(*(word.format(tmp_path) for word in words), env=own_tmp) as command:
+        time.sleep(1.0)
+        command.interrupt()
+        assert command.end() in (0, 1)
+        assert "Traceback" not in command.err
+
+
+@pytest.mark.kafka
+def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster, topic_name: str, own_tmp: dict[str, str], tmp_path: Path) -> None:
+    topics = Topics.made(kafka.servers, topic_name)
+    lines = dirty_text(3, 2_400, broken_share=0.05).split(b"\n")
+    parts = [b"\n".join(lines[at : at + 600]) for at in range(0, len(lines), 600)]
+    words = ("--lake", str(tmp_path / "lake"), "--until-idle", "2", "--session-actors", "2", "--report", str(tmp_path / "report.json"))
+    with Command("run", "--log", topics.url, *words, *runs.settings(topics.names | QUICK | {"lake.file_age_max_ms": 300}), env=own_tmp) as run:
+        run.wait_for("reading kafka://")
+        for part in parts[:2]:
+            Confluent().produce(topics.servers, topics.name, runs.singles(part, None))
+            time.sleep(0.7)  # files of the lake come into place, alerts into the topic
+        assert topics.alerts()
+        assert list((tmp_path / "lake").glob("**/*.parquet"))
+        actors = [process for process in run.family() if process.is_running() and any("SessionActor" in word for word in process.cmdline())]
+        assert len(actors) == 2
+        os.kill(actors[0].pid, signal.SIGKILL)
+        Confluent().produce(topics.servers, topics.name, runs.singles(parts[2], None))
+        psutil.wait_procs(actors[:1], timeout=10)
+        time.sleep(1.0)
+        Confluent().produce(topics.servers, topics.name, runs.singles(parts[3], None))
+        assert run.end() == 0, run.err
+        assert "died and was restarted" in run.err
+    expected = runs.expected_of(topics.log(), idle_ms=2_000, grace_ms=600, open_stall_ms=1_000)
+    runs.assert_alerts(topics.alerts(), expected)
+    runs.assert_sessions(tmp_path / "lake-sessions", expected)
+    runs.assert_lake(tmp_path / "lake", expected)
+    letters = {(row["partition"], row["offset"], row["line"]): row for row in topics.letters()}
+    runs.assert_letters(list(letters.values()), expected)  # said twice at worst: who reads them knows them by their place
+    assert runs.assert_report(tmp_path / "report.json", expected)["restarts"] == 1
