@@ -61,6 +61,11 @@ class PartitionPipeline:
         self._log_time_ms = 0
         self._swept_ms = 0
 
+    @property
+    def log_time_ms(self) -> int:
+        """How far log time has passed."""
+        return self._log_time_ms
+
     def step(self, records: Records, now_ms: int | None = None) -> StepResult:
         """Process the records, or, where there are none, let log time pass until ``now_ms``.
 

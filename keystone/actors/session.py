@@ -122,6 +122,7 @@ class SessionActor(LoopActor):
         self._bytes_per_s = 0.0
         self._has_news = False  # since the last look: records were read
         self._last_news_s = time.monotonic()
+        self._last_append_ms = 0  # of all records read
         self._looked_s = 0.0  # for new partitions
         self._commits: deque[tuple[Owned, int]] = deque()  # by delivery: whose, and of which generation
 
@@ -217,6 +218,7 @@ class SessionActor(LoopActor):
             self._note_gap(gap)
         if len(records) > 0:
             owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
+            self._last_append_ms = max(self._last_append_ms, int(records.append_ts_ms[-1]))
             self._step(owned, records, None, now_ms)
             owned.reader.processed(records.next_offset)
             return records.size_bytes
@@ -326,6 +328,7 @@ class SessionActor(LoopActor):
             "lag_events": sum(getattr(o.reader, "lag_events", 0) for o in owned),
             "undelivered": self._output.pending() if owned else 0,
             "unusual": sum(o.pipeline.sessions.unusual for o in owned),
+            "quiet_ms": min((o.pipeline.log_time_ms for o in owned), default=0) - self._last_append_ms,
             "silent_s": time.monotonic() - self._last_news_s,
             "gaps": dict(self._totals.gaps),
             "log": self._log.metrics() if owned and hasattr(self._log, "metrics") else {},

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from keystone.run.options import CONTEXT, config_options, load_config
+from keystone.run.options import CONTEXT, check_target, config_options, load_config
 from keystone.run.places import CONSOLE, EARLIEST, LATEST, NONE
 
 EXIT_FAIL = 1
@@ -52,6 +52,7 @@ def _run(given: dict[str, Any], config: Any, stop: Any) -> int:
     from keystone.run.screen import StoryScreen
     from keystone.run.service import Service
 
+    check_target("--report", given["report"])
     options = Options(given["log"], given["lake"], given["actions"], given["dead_letters"], given["sessions"], given["begin"])
     places = resolve(options, config)
     actors = min(places.partitions, given["session_actors"] or max(1, usable_cores() - 1))

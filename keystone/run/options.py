@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -30,3 +32,12 @@ def setting(text: str) -> tuple[str, str]:
     if not equals:
         raise UsageError(f"--set {text}: write it as NAME=VALUE, such as detection.loop_threshold=2")
     return name.strip(), value.strip()
+
+
+def check_target(option: str, path: str | None) -> None:
+    """``UsageError`` where a file that is written at the end cannot be: said before the work, not after it."""
+    if path is None:
+        return
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise UsageError(f"{option} {path}: {'there is no such directory' if not folder.is_dir() else 'cannot be written'}: name another file")

@@ -28,7 +28,7 @@ from keystone.run.screen import StoryScreen
 LOOK_EVERY_S: Final = 0.25
 READY_MAX_S: Final = 120.0
 CLOSE_MAX_S: Final = 120.0
-IDLE_MARGIN_S: Final = 1.0  # beyond the open-stall limit
+IDLE_MARGIN_MS: Final = 200  # of log time, beyond the open-stall limit
 RATE_OVER_S: Final = 2.0  # what "a second" is averaged over
 
 log = get(__name__)
@@ -157,9 +157,9 @@ class Service:
         """What actors warned of, and that they were restarted, into this process's log."""
         while supervisor.warnings:
             name, line = supervisor.warnings.popleft()
-            log.warning("%s: %s", name, line)
+            log.warning("an actor warns", actor=name, line=line)
         while supervisor.notes:
-            log.warning("%s", supervisor.notes.pop(0))
+            log.warning("an actor was restarted", note=supervisor.notes.pop(0))
 
     def _seen(self, supervisor: Supervisor) -> dict[str, Any]:
         statuses = [ward.status for ward in supervisor.of_kind("session") if ward.status]
@@ -186,6 +186,7 @@ class Service:
             "undelivered": total("undelivered"),
             "silent_s": min((s.get("silent_s", 0.0) for s in statuses), default=0.0),
             "unusual": total("unusual"),
+            "quiet_ms": min((s.get("quiet_ms", 0) for s in statuses), default=0),
             "answered": len(statuses),
         }
 
@@ -199,11 +200,12 @@ class Service:
 
     def _is_idle(self, supervisor: Supervisor, seen: dict[str, Any]) -> bool:
         """Nothing came for long enough, everything is delivered, and no stall is open that could still become an alert."""
-        needed_s = self._until_idle_s or 0.0
-        if seen["unusual"]:
-            needed_s = max(needed_s, self._config.detection.open_stall_ms / 1_000 + IDLE_MARGIN_S)
-        is_whole = seen["answered"] == len(supervisor.of_kind("session"))
-        return is_whole and bool(seen["silent_s"] >= needed_s and seen["lag_events"] == 0 and seen["undelivered"] == 0)
+        if seen["answered"] < len(supervisor.of_kind("session")) or seen["lag_events"] or seen["undelivered"]:
+            return False
+        if seen["unusual"] and seen["quiet_ms"] < self._config.detection.open_stall_ms + IDLE_MARGIN_MS:
+            return False
+        silent_s = min(seen["silent_s"], time.monotonic() - self._started_s)  # an actor was silent while it was built, too
+        return bool(silent_s >= (self._until_idle_s or 0.0))
 
     # --- ending -----------------------------------------------------------------------------------------------------------
     def _end(self, supervisor: Supervisor, screen: StoryScreen, result: RunResult) -> None:

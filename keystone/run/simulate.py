@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from keystone.run.options import CONTEXT, config_options, load_config
+from keystone.run.options import CONTEXT, check_target, config_options, load_config
 
 EXIT_FAIL: Final = 1
 LOOK_EVERY_S: Final = 0.25
@@ -49,11 +49,10 @@ def simulate_command(**given: Any) -> None:
 
 
 def _simulate(given: dict[str, Any], config: Any, stop: Any) -> int:
-    from keystone.log.url import parse_log_url
+    from keystone.log.url import default_log_url, parse_log_url
 
+    check_target("--truth", given["truth"])
     text = given["log"]
-    from keystone.log.url import default_log_url
-
     url = parse_log_url(text) if text is not None else default_log_url()
     plan = _plan(given, config, _partitions(url, config))
     from keystone.bench.screen import Progress

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kafka import errors
 from kafka.net.wakeup_notifier import WakeupNotifier
-from kafka.protocol.consumer import FetchRequest
+from kafka.protocol.consumer import FetchRequest, OffsetForLeaderEpochRequest
 
 from keystone.errors import KeystoneError, LogCorrupt, LogRecreated, OffsetOutOfRange
 from keystone.log.kafka import explain
@@ -174,7 +174,9 @@ class Fetcher:
         cluster = self._client.fetching.cluster
         place.not_before_s = now_s + (MISSING_RETRY_S if self._was_known else UNASKED_RETRY_S)
         if self._was_made_anew(place):
-            self._fail(place, LogRecreated(f"topic {self._topic!r} was deleted and made anew: offset {place.next_offset} of partition {place.partition} is gone"))
+            self._fail(
+                place, LogRecreated(f"topic {self._topic!r} was deleted and made anew: offset {place.next_offset} of partition {place.partition} is gone")
+            )
         elif self._topic in cluster.unauthorized_topics:
             self._fail(place, explain.not_allowed("read", self._topic, self._config))
         else:
@@ -189,13 +191,17 @@ class Fetcher:
         sent_ms, began_s = int(time.time() * 1_000), time.monotonic()
         try:
             request = self._request(asked)
+            ends = self._ask_for_ends(leader, asked)
             answer = await self._client.fetching.send(request, leader)
+            asked_ms = sent_ms
             took_ms = (time.monotonic() - began_s) * 1_000
             self.metrics.fetches += 1
             self.metrics.waits.add(took_ms)
             if is_empty(answer) and took_ms >= request.max_wait_ms:
                 sent_ms += request.max_wait_ms  # the broker looked once more at the end of its wait, before it answered so
             self._take(answer, asked, sent_ms)
+            if ends is not None:
+                self._take_ends(await ends, asked, asked_ms)
         except Exception as error:  # noqa: BLE001 - a broker that dies in mid-answer must cost this fetch only
             self._failed(error, places)
         finally:
@@ -203,6 +209,40 @@ class Fetcher:
             for place in places:
                 place.is_fetching = False
             self._woken.notify()
+
+    # --- what is appended and not readable yet --------------------------------------------------------------------------------
+    def _ask_for_ends(self, leader: int, asked: list[tuple[Place, int, int]]) -> Any:
+        """Ask for the ends of the leader's own log, where there are replicas: a fetch sees only what all in sync have.
+
+        A record that is appended and not replicated has its time already; a follower that stands still may keep it back for
+        seconds. The answer comes before the fetch's: requests of one connection are handled one after the other.
+        """
+        cluster = self._client.fetching.cluster
+        known = cluster._partitions.get(self._topic, {})  # noqa: SLF001 - replicas have no public way
+        kinds = OffsetForLeaderEpochRequest.OffsetForLeaderTopic
+        partitions = [
+            kinds.OffsetForLeaderPartition(partition=place.partition, current_leader_epoch=found.leader_epoch, leader_epoch=found.leader_epoch)
+            for place, _, _ in asked
+            if (found := known.get(place.partition)) is not None and len(found.replica_nodes) > 1
+        ]
+        if not partitions:
+            return None
+        request = OffsetForLeaderEpochRequest(topics=[kinds(topic=self._topic, partitions=partitions)], min_version=2)
+        return self._client.fetching.send(request, leader)
+
+    def _take_ends(self, answer: Any, asked: list[tuple[Place, int, int]], sent_ms: int) -> None:
+        """Where the leader's log ended at what was asked for, whatever comes later is appended after ``sent_ms``."""
+        ends = {found.partition: int(found.end_offset) for topic in answer.topics for found in topic.partitions if not found.error_code}
+        for place, generation, offset in asked:
+            if ends.get(place.partition) == offset:
+                with place.changed:
+                    if place.generation == generation:
+                        place.empty_since_ms = max(place.empty_since_ms, sent_ms)
+
+    def _has_replicas(self, place: Place) -> bool:
+        known = self._client.fetching.cluster._partitions.get(self._topic, {})  # noqa: SLF001 - as above
+        found = known.get(place.partition)
+        return found is None or len(found.replica_nodes) > 1
 
     def _request(self, asked: list[tuple[Place, int, int]]) -> Any:
         kinds = FetchRequest.FetchTopic
@@ -267,7 +307,7 @@ class Fetcher:
         place.end_offset, place.start_offset = int(found.high_watermark), max(0, int(found.log_start_offset))
         data = memoryview(found.records) if found.records is not None else memoryview(b"")
         if not len(data):
-            if place.end_offset <= offset:
+            if place.end_offset <= offset and not self._has_replicas(place):
                 place.empty_since_ms = sent_ms
             return 0
         behind = end_offset(data, offset, place.end_offset)

@@ -239,9 +239,9 @@ class KafkaReader:
     def quiet_until(self, now_ms: int) -> int:
         """See ``LogReader.quiet_until``.
 
-        A fetch that was sent at T and found nothing says that whatever comes later is appended after T, by the broker's clock and
-        where replicas have it at once; ``kafka.append_late_max_ms`` is held back for both (less for a lone broker on this machine). A broker that is further behind is
-        noticed by the first record, which is then counted, told, and allowed for.
+        A fetch that was sent at T and found nothing, the leader's own log having ended there, says that whatever comes later is
+        appended after T, by the broker's clock; ``kafka.append_late_max_ms`` is held back for clocks that differ (less for a lone
+        broker on this machine). A broker that is further behind is noticed by the first record, then counted, told, and allowed for.
         """
         self._check_open()
         place = self._place
