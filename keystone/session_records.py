@@ -165,8 +165,9 @@ def _texts(codes: I32, column: int, dictionaries: DictionaryStore) -> pa.Array:
         used, places = range(highest + 1), codes
     else:
         distinct, inverse = np.unique(codes, return_inverse=True)
-        used, places = distinct.tolist(), np.where(codes < 0, -1, inverse).astype(np.int32)
-    values = pa.array([None if code < 0 else dictionaries.text(column, code) for code in used], pa.string())
+        nulls = int(distinct[0] < 0)  # Parquet knows no null among a dictionary's values
+        used, places = distinct[nulls:].tolist(), np.where(codes < 0, -1, inverse - nulls).astype(np.int32)
+    values = pa.array([dictionaries.text(column, code) for code in used], pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(places, pa.int32(), mask=places < 0), values)
 
 

@@ -93,6 +93,11 @@ class FaultRun:
         """Actions in the topic; waits for a broker that is not there."""
         return sum(self._ends(ACTIONS).values())
 
+    def ends(self, topic: str) -> dict[int, int]:
+        """End offsets of a topic's partitions."""
+        found: dict[int, int] = self._ends(topic)
+        return found
+
     def wait_flowing(self, more: int = FLOWING) -> None:
         """Until ``more`` alerts than now are in the topic, while the devices still send."""
         wanted = self.alerts() + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,3 +70,17 @@ def test_a_rename_that_fails_is_one_clear_error(tmp_path):
     with pytest.raises(SinkError, match="free room"):
         file.close()
     assert [p.name for p in tmp_path.iterdir()] == ["sessions.parquet"]
+
+
+def test_a_dimension_that_some_sessions_lack_is_written_however_many_values_it_has(tmp_path):
+    """A few rows with codes far above their number, and one without: the dictionary must hold no null."""
+    from keystone.session_records import _texts
+
+    class Texts:
+        def text(self, column: int, code: int) -> str:
+            return f"{column}-{code}"
+
+    column = _texts(np.array([5_000, -1, 7, 5_000], np.int32), 4, Texts())
+    assert column.to_pylist() == ["4-5000", None, "4-7", "4-5000"]
+    assert column.dictionary.null_count == 0
+    pq.write_table(pa.table({"x": column}), tmp_path / "x.parquet")
