@@ -17,14 +17,18 @@ import numpy as np
 
 from keystone.actors.trail import AlertTrail
 from keystone.config import KafkaConfig
+from keystone.errors import LogUnreachable
 from keystone.events import Alert, DeadLetter
 from keystone.log.url import KafkaUrl
+from keystone.logs import get
 from keystone.metrics import LatencyHistogram
 from keystone.sinks.kafka import Item, TopicSink
 from keystone.sinks.ndjson import DeadLetterFile
 
 CLOSE_WAIT_S: Final = 30.0  # for outcomes that are still to come at the end
 MEND_EVERY_S: Final = 1.0  # between two tries to deliver what failed
+
+log = get(__name__)
 
 
 @dataclass(slots=True)
@@ -156,7 +160,10 @@ class TopicOutput:
         self._mended_s = time.monotonic()
         troubled = [item for under_way in self._under_way for item in under_way.items if item.state in ("failed", "unknown")]
         if troubled:
-            self._sink.mend(troubled)
+            try:
+                self._sink.mend(troubled)
+            except LogUnreachable as error:  # what is in the topic cannot be looked up now
+                log.warning("alerts or dead letters without an answer cannot be looked up: %s", error)
 
     def pending(self) -> int:
         return len(self._under_way)

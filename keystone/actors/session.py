@@ -23,7 +23,7 @@ from keystone.actors.outputs import Delivery, Output, OutputSpec, open_output, r
 from keystone.actors.story import StoryTap
 from keystone.config import Config
 from keystone.decode import Decoder, Dictionaries
-from keystone.errors import LedgerError, LogRecreated, OffsetOutOfRange
+from keystone.errors import LedgerError, LogRecreated, LogUnreachable, OffsetOutOfRange
 from keystone.events import EventBatch, Records
 from keystone.log.base import Gap, Log, LogReader
 from keystone.log.opening import open_log
@@ -41,6 +41,7 @@ BUSY_PERIOD_S = 0.02  # ... and turns begin this far apart, unless more is waiti
 RATE_MEMORY_S = 0.5  # over which the rate is averaged
 TIMERS_EVERY_MS = 10  # of a partition without new records; a look costs ~20 us
 PARTITIONS_EVERY_S = 1.0  # between two looks for partitions that the log has gained
+DEAF_S = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 GAPS_KEPT_MAX = 100  # that are listed; all are counted
 
 log = get(__name__)
@@ -80,6 +81,8 @@ class Owned:
     reader: LogReader
     pipeline: PartitionPipeline
     timers_at_ms: int = 0  # when timers of a silent partition are looked at again
+    quiet_ms: int = 0  # how far log time may pass, as of the last look
+    heard_s: float = 0.0  # when that last went on
     generation: int = 0  # of seeks: what was delivered before one is not committed after it
 
 
@@ -224,8 +227,18 @@ class SessionActor(LoopActor):
             return records.size_bytes
         if now_ms >= owned.timers_at_ms:
             owned.timers_at_ms = now_ms + TIMERS_EVERY_MS
-            self._step(owned, records, owned.reader.quiet_until(now_ms), now_ms)
+            quiet_ms = owned.reader.quiet_until(now_ms)
+            self._listen(owned, quiet_ms)
+            self._step(owned, records, quiet_ms, now_ms)
         return 0
+
+    def _listen(self, owned: Owned, quiet_ms: int) -> None:
+        """Silence counts only while the log itself says that it is silent."""
+        now_s = time.monotonic()
+        if quiet_ms > owned.quiet_ms:
+            owned.quiet_ms, owned.heard_s = quiet_ms, now_s
+        elif now_s - owned.heard_s > DEAF_S:
+            self._last_news_s = now_s
 
     def _step(self, owned: Owned, records: Records, now_ms: int | None, wall_ms: int) -> None:
         result = owned.pipeline.step(records, now_ms)
@@ -263,11 +276,15 @@ class SessionActor(LoopActor):
         """Retention overtook us, or the topic was made anew: go on at its beginning, and count what is gone."""
         position = owned.reader.position()
         was_made_anew = isinstance(error, LogRecreated)
-        start, end = owned.reader.start_offset(), owned.reader.end_offset()
-        was_made_anew |= position > end
-        if was_made_anew and self._lake is not None:
-            self._lake.flush()  # offsets begin again: no file may span both
-        owned.reader.seek(start)
+        try:
+            start, end = owned.reader.start_offset(), owned.reader.end_offset()
+            was_made_anew |= position > end
+            if was_made_anew and self._lake is not None:
+                self._lake.flush()  # offsets begin again: no file may span both
+            owned.reader.seek(start)
+        except LogUnreachable as unreachable:  # the next poll says the same again
+            log.warning("records have to be passed over, and nobody answers for the log", partition=owned.partition, reason=str(unreachable))
+            return
         owned.generation += 1
         reason = "recreated" if was_made_anew else "retention"
         self._note_gap(Gap(owned.partition, position, position if was_made_anew else start - 1, reason))
@@ -285,8 +302,12 @@ class SessionActor(LoopActor):
         known = {owned.partition for owned in self._owned}
         for partition in range(getattr(self._log, "partitions_now", lambda: self._log.partitions)()):
             if partition % self._spec.shares == self._spec.share and partition not in known:
+                try:
+                    reader = self._log.reader(partition)
+                except LogUnreachable:  # it has no leader yet
+                    return
                 log.warning("the topic has gained a partition: devices move, and their open sessions end by timeout", partition=partition)
-                self._owned.append(Owned(partition, self._log.reader(partition), self._open_pipeline(partition, 0)))
+                self._owned.append(Owned(partition, reader, self._open_pipeline(partition, 0)))
 
     # --- ending -------------------------------------------------------------------------------------------------------
     def _is_over(self) -> bool:

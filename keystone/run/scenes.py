@@ -42,7 +42,7 @@ def line_of(scene: dict[str, Any]) -> str:
     """One line: what happened, to which device, and what matters about it."""
     what = scene["what"]
     device = escaped(scene["device"])
-    text = f"{_time(scene['at_ms'])}  {_MARKS[what]:<11}  {device}  {_details(scene)}"
+    text = f"{_time(scene['at_ms'])}  {_MARKS[what]:<11}  {device}  {_details(scene)}".rstrip()
     return text if len(text) <= LINE_LETTERS_MAX else text[: LINE_LETTERS_MAX - 1] + "…"
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from keystone.config import KafkaConfig
-from keystone.errors import RecordTooLarge
+from keystone.errors import LogUnreachable, RecordTooLarge
 from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
 from keystone.log.kafka import KafkaLog
 from keystone.log.url import KafkaUrl
@@ -164,7 +164,10 @@ class TopicSink:
 
 
 def read_json(log_: KafkaLog, start_offsets: dict[int, int]) -> list[dict[str, Any]]:
-    """Every action in a topic from ``start_offsets`` to its present ends, with the append time of its record as ``visible_ms``."""
+    """Every action in a topic from ``start_offsets`` to its present ends, with the append time of its record as ``visible_ms``.
+
+    ``LogUnreachable`` where that is not possible within LOOK_WAIT_S a partition: what was not seen is not known to be missing.
+    """
     ends = log_.end_offsets()
     found: list[dict[str, Any]] = []
     for partition, start in start_offsets.items():
@@ -181,4 +184,6 @@ def read_json(log_: KafkaLog, start_offsets: dict[int, int]) -> list[dict[str, A
                 if isinstance(value, dict) and "alert_id" in value:
                     found.append({**value, "visible_ms": float(append_ms)})
         reader.close()
+        if reader.position() < ends[partition]:
+            raise LogUnreachable(f"{log_.url}, partition {partition}: not read to its end within {LOOK_WAIT_S:.0f} s")
     return found

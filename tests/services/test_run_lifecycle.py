@@ -45,7 +45,7 @@ def append(folder: Path, events: int, device: str) -> None:
 
 def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twice(own_tmp: dict[str, str], tmp_path: Path) -> None:
     log, lake = tmp_path / "log", tmp_path / "lake"
-    words = ("run", "--log", f"embedded:{log}", "--lake", str(lake), "--no-story", "--report", str(tmp_path / "report.json"), "--until-idle", "1")
+    words = ("run", "--log", f"embedded:{log}", "--lake", str(lake), "--no-story", "--report", str(tmp_path / "report.json"), "--until-idle", "2")
     EmbeddedLog.create(log, partitions=2, segment_bytes=1 << 20, retention_bytes=4 << 20).close()
     append(log, 30, "before")
     first = runs.command(*words, env=own_tmp)
@@ -65,11 +65,9 @@ def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twi
     assert (again.status, again.out, again.err.count("\n")) == (2, "", 1)
     assert "holds events of partition 1 up to offset 29" in again.err
 
-    with Command(*words[:-2], "--from", "latest", env=own_tmp) as later:
+    with Command(*words, "--from", "latest", env=own_tmp) as later:
         later.wait_for("(?m)^reading ")
         append(log, 5, "after")
-        later.wait_for("(?m)^[1-9][0-9,]* events/s|  5 sessions  ", within_s=30)
-        later.interrupt()
         assert later.end() == 0, later.err
         assert "6 events received" in later.out
     assert json.loads((tmp_path / "report.json").read_bytes())["start_offsets"] == {"0": 0, "1": 31}
@@ -90,12 +88,12 @@ def test_ctrl_c_during_the_start_leaves_nothing(own_tmp: dict[str, str], tmp_pat
     assert list((tmp_path / "lake").iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [("run", "--log", "embedded:{}/log"), ("doctor", "--log", "embedded:{}/log")], ids=["run", "doctor"])
-def test_ctrl_c_at_once_is_no_traceback(own_tmp: dict[str, str], tmp_path: Path, words: tuple[str, ...]) -> None:
-    with Command(*(word.format(tmp_path) for word in words), env=own_tmp) as command:
-        time.sleep(1.0)
+def test_ctrl_c_leaves_nothing_of_a_doctor(own_tmp: dict[str, str], tmp_path: Path) -> None:
+    with Command("doctor", "--log", f"embedded:{tmp_path / 'log'}", env=own_tmp) as command:
+        command.wait_for("kernels ")
+        time.sleep(1.0)  # Ray begins
         command.interrupt()
-        assert command.end() in (0, 1)
+        assert command.end() == 1
         assert "Traceback" not in command.err
 
 
@@ -127,4 +125,6 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
     runs.assert_lake(tmp_path / "lake", expected)
     letters = {(row["partition"], row["offset"], row["line"]): row for row in topics.letters()}
     runs.assert_letters(list(letters.values()), expected)  # said twice at worst: who reads them knows them by their place
-    assert runs.assert_report(tmp_path / "report.json", expected)["restarts"] == 1
+    report = runs.assert_report(tmp_path / "report.json", expected)
+    assert report["restarts"] == 1
+    assert report["alerts"] <= len(expected.alerts)

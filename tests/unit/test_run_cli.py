@@ -171,7 +171,7 @@ class Watched:
         return self.wards
 
 
-QUIET = {"received": 10, "silent_s": 60.0, "lag_events": 0, "undelivered": 0, "unusual": 0}
+QUIET = {"received": 10, "silent_s": 60.0, "quiet_ms": 0, "lag_events": 0, "undelivered": 0, "unusual": 0}
 
 
 @pytest.fixture
@@ -209,8 +209,10 @@ def test_a_run_goes_on_while_an_actor_hears_or_has_to_say_something(watching: tu
 
 def test_a_run_waits_for_stalls_that_may_become_alerts(watching: tuple[Service, Clock]) -> None:
     watching[1].now_s += 60
-    assert not is_idle(watching, QUIET, QUIET | {"unusual": 1, "silent_s": 10.9})
-    assert is_idle(watching, QUIET, QUIET | {"unusual": 1, "silent_s": 11.0})
+    late = QUIET | {"quiet_ms": 10_200}
+    assert not is_idle(watching, late, QUIET | {"unusual": 1, "quiet_ms": 10_199})
+    assert not is_idle(watching, QUIET | {"unusual": 1, "quiet_ms": 10_199}, late)
+    assert is_idle(watching, late, QUIET | {"unusual": 1, "quiet_ms": 10_200})
 
 
 def test_rates_are_of_the_last_two_seconds(watching: tuple[Service, Clock]) -> None:

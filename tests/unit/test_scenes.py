@@ -29,7 +29,7 @@ def scene(what: str, device: str = "d-7", **fields: Any) -> dict[str, Any]:
 
 SCENES = [
     (scene(START, user="u-1", dimensions=DIMENSIONS), "▶ START      d-7  u-1  FR/eu-west, tv tizen-8, swift, t-1"),
-    (scene(START), "▶ START      d-7  "),
+    (scene(START), "▶ START      d-7"),
     (scene(START, dimensions={"region": "eu-west", "os": "ios"}), "▶ START      d-7  eu-west, ios"),
     (scene(BUFFERING, run=2, threshold=3), "⚠ BUFFERING  d-7  2 of 3"),
     (

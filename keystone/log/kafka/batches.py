@@ -183,11 +183,18 @@ def _unpack_gzip(payload: memoryview) -> bytes:
 
 
 def _unpack_lz4(payload: memoryview) -> bytes:
+    return _joined(_lz4_steps(payload))
+
+
+def _lz4_steps(payload: memoryview) -> Iterator[bytes]:
     unpacker = lz4.frame.LZ4FrameDecompressor()
-    unpacked = _joined(iter(lambda: b"" if unpacker.eof else unpacker.decompress(b"" if unpacker.needs_input is False else payload, _STEP_BYTES), b""))
-    if not unpacker.eof and len(unpacked) <= BATCH_BYTES_MAX:
-        raise BadBatch("lz4: cut off")
-    return unpacked
+    packed: memoryview | bytes = payload
+    while not unpacker.eof:
+        part: bytes = unpacker.decompress(packed, _STEP_BYTES)
+        yield part
+        packed = b""
+        if not unpacker.eof and (unpacker.needs_input or not part):
+            raise BadBatch("lz4: cut off")
 
 
 def _unpack_zstd(payload: memoryview) -> bytes:

@@ -29,7 +29,7 @@ from kafka.protocol.metadata import ApiVersionsRequest
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
 from keystone.config import KafkaConfig
-from keystone.log.kafka.explain import Step, StepFailed, explain
+from keystone.log.kafka.explain import NotABroker, Step, StepFailed, explain
 from keystone.log.kafka.security import Login, check_plaintext
 
 #: Requests that everything here rests on, and the least version of each: Kafka 2.1 (zstd) and newer.
@@ -45,6 +45,7 @@ class Connection(KafkaConnection):  # type: ignore[misc]
 
     step: Step | None = "connect"  # under way; None: in use
     owner: Connections
+    began_s = 0.0  # monotonic
 
     async def initialize(self, timeout_at: float | None = None) -> None:
         """Agree on versions and log in."""
@@ -56,6 +57,8 @@ class Connection(KafkaConnection):  # type: ignore[misc]
     def connection_lost(self, exc: BaseException | None) -> None:
         if exc is not None and self.step is not None and not isinstance(exc, StepFailed):
             exc = StepFailed(self.step, exc)
+        if isinstance(exc, StepFailed):
+            exc.waited_s = time.monotonic() - self.began_s
         super().connection_lost(exc)
 
     async def _get_api_versions(self, timeout_at: float | None = None) -> None:
@@ -106,7 +109,7 @@ def check_versions(ranges: dict[int, tuple[int, int]]) -> None:
     """``UnsupportedVersionError`` where a broker takes no version of a request that is needed."""
     for key, (name, least) in NEEDED.items():
         if key not in ranges:
-            raise errors.UnsupportedVersionError(f"it takes no {name} requests, as controllers do not")
+            raise NotABroker(f"takes no {name} requests, as controllers do not")
         if ranges[key][1] < least:
             raise errors.UnsupportedVersionError(f"{name} up to version {ranges[key][1]}, and {least} is needed")
 
@@ -145,8 +148,9 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     def __init__(self, net: Any, settings: KafkaConfig, login: Login | None, **options: Any) -> None:
         super().__init__(net, **options)
         self.login = login
-        self.failures: dict[Any, StepFailed] = {}  # of brokers whose last attempt failed
-        self.told: set[Any] = set()  # of those, whom a warning was about
+        self.tells = False  # of brokers that fail: not before the client is connected, which tells itself until then
+        self._told: set[Any] = set()
+        self._complaints: dict[Any, str] = {}  # about brokers whose last attempt failed, a line each; the newest last
         self._settings = settings
         self._lookups: dict[tuple[str, int], Any] = {}  # under way
 
@@ -156,23 +160,28 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         self._bootstrap_future = Future().success(True)  # noqa: FBT003 - what kafka-python's own ends with
         self.cluster.start_refresh_loop()
 
+    @property
+    def complaint(self) -> str | None:
+        """The newest line about a broker whose last attempt failed. From any thread."""
+        return next(iter(list(self._complaints.values())[-1:]), None)
+
     # --- attempts -------------------------------------------------------------------------------------------------------------
     def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
         self._auth_failures.clear()  # or a login that failed once would be refused here for ever
         connection = super().get_connection(node_id, *args, **options)
         if type(connection) is KafkaConnection:  # new: kafka-python's function names its class
             connection.__class__ = Connection
-            connection.owner = self
+            connection.owner, connection.began_s = self, time.monotonic()
         return connection
 
     async def _connect(self, node: Any, conn: Any, reset_backoff_on_connect: bool = True, timeout_at: float | None = None) -> None:  # noqa: FBT001, FBT002
         await super()._connect(node, conn, reset_backoff_on_connect=False, timeout_at=timeout_at)
         if conn.connected:
-            self.failures.pop(node.node_id, None)
             if reset_backoff_on_connect:
                 self.reset_backoff(node.node_id)
-            if node.node_id in self.told:
-                self.told.discard(node.node_id)
+            self._complaints.pop(node.node_id, None)
+            if node.node_id in self._told:
+                self._told.discard(node.node_id)
                 log.info("broker %s is reached again at %s:%s", node.node_id, node.host, node.port)
         elif not self.closed and isinstance(failure := conn.init_future.exception, StepFailed):
             self._failed(node, failure)
@@ -180,13 +189,16 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     def _failed(self, node: Any, failure: StepFailed) -> None:
         if not self.connection_delay(node.node_id):
             self.update_backoff(node.node_id)
-        self.failures[node.node_id] = failure
         if failure.step == "login":
             failures, _, setup_ms = self._backoff[node.node_id]
             self._backoff[node.node_id] = failures, time.monotonic() + min(LOGIN_RETRY_MAX_S, 0.1 * 2**failures), setup_ms
-        if self.bootstrapped and node.node_id not in self.told:
-            self.told.add(node.node_id)
-            log.warning("broker %s cannot be used, which is tried on and on: %s", node.node_id, explain(failure, f"{node.host}:{node.port}", self._settings))
+        if self.cluster.is_bootstrap(node.node_id):
+            return  # whoever connects tells
+        self._complaints.pop(node.node_id, None)
+        self._complaints[node.node_id] = line = str(explain(failure, f"{node.host}:{node.port}", self._settings))
+        if self.tells and node.node_id not in self._told:
+            self._told.add(node.node_id)
+            log.warning("broker %s cannot be used, which is tried on and on: %s", node.node_id, line)
 
     # --- the way to a transport -------------------------------------------------------------------------------------------------
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
@@ -226,7 +238,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         family, kind, protocol, _, place = address
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.setblocking(False)
+            sock.setblocking(False)  # noqa: FBT003 - socket's own
             for option in self.config["socket_options"]:
                 sock.setsockopt(*option)
             code = sock.connect_ex(place)

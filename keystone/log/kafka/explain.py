@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from kafka import errors
 
@@ -17,6 +17,7 @@ from keystone.config import KafkaConfig
 from keystone.errors import KeystoneError, UsageError
 
 Step = Literal["name", "connect", "tls", "versions", "login", "metadata"]  # towards a broker, in this order
+_STEPS: Final = get_args(Step)
 
 LINE_LETTERS_MAX: Final = 300  # of what a broker says itself
 _WRONG_NAME: Final = frozenset({62, 63, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_, _IP_ADDRESS_
@@ -32,6 +33,11 @@ class StepFailed(errors.KafkaConnectionError):  # type: ignore[misc]
         super().__init__(f"{step}: {type(cause).__name__}: {_plain(cause)}")
         self.step = step
         self.cause = cause
+        self.waited_s: float | None = None  # since the first step
+
+
+class NotABroker(errors.UnsupportedVersionError):  # type: ignore[misc]
+    """It speaks Kafka's protocol, but takes no records."""
 
 
 class Reason(NamedTuple):
@@ -39,6 +45,11 @@ class Reason(NamedTuple):
 
     what: str
     cure: str
+
+
+def progress(error: BaseException) -> int:
+    """How far towards a broker it came."""
+    return _STEPS.index(error.step) if isinstance(error, StepFailed) else len(_STEPS)
 
 
 def explain(error: BaseException, server: str, config: KafkaConfig) -> UsageError:
@@ -54,6 +65,7 @@ def explain(error: BaseException, server: str, config: KafkaConfig) -> UsageErro
 def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:  # noqa: C901, PLR0911 - a list of cases
     """The same in two parts."""
     step, cause = (error.step, _innermost(error.cause)) if isinstance(error, StepFailed) else (None, _innermost(error))
+    waited = f" within {max(1, round(error.waited_s))} s" if isinstance(error, StepFailed) and error.waited_s else ""
     if isinstance(cause, (errors.IncompatibleBrokerVersion, errors.UnsupportedVersionError)):
         return _of_versions(cause)
     if step == "name":
@@ -61,7 +73,7 @@ def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:
     if isinstance(cause, ssl.SSLError):
         return _of_tls(cause, server, config)
     if step == "connect":
-        return _of_connecting(cause, config)
+        return _of_connecting(cause, waited)
     if isinstance(cause, errors.InvalidReceiveError):
         return _of_bytes(cause, config)
     if step == "login" and (found := _of_login(cause, config)):
@@ -69,7 +81,7 @@ def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:
     if isinstance(cause, errors.ClusterAuthorizationFailedError):
         return Reason(f"{_who(config)} may not use this cluster", "allow it by ACL")
     if _is_timeout(cause):
-        return _of_silence(step, config)
+        return _of_silence(step, waited)
     if isinstance(cause, (errors.KafkaConnectionError, OSError)):
         return _of_hanging_up(step, config)
     if isinstance(cause, errors.KafkaProtocolError):
@@ -98,10 +110,6 @@ def _who(config: KafkaConfig) -> str:
     return "this client (by its certificate)" if config.tls_cert_file else "this client, which does not log in,"
 
 
-def _wait_s(config: KafkaConfig) -> str:
-    return f"{config.connect_timeout_ms / 1_000:g} s"
-
-
 # --- one step each ----------------------------------------------------------------------------------------------------------
 def _of_name(cause: BaseException, server: str) -> Reason:
     host = server.rpartition(":")[0]
@@ -110,11 +118,11 @@ def _of_name(cause: BaseException, server: str) -> Reason:
     return Reason(f"the host name {host!r} is unknown", "correct it, or make it known here (DNS, /etc/hosts)")
 
 
-def _of_connecting(cause: BaseException, config: KafkaConfig) -> Reason:
+def _of_connecting(cause: BaseException, waited: str) -> Reason:
     if isinstance(cause, ConnectionRefusedError):
         return Reason("nothing listens there", "start the broker, or correct host and port")
     if _is_timeout(cause):
-        return Reason(f"does not answer within {_wait_s(config)}", "correct host and port, or let the firewall pass it")
+        return Reason(f"does not answer{waited}", "correct host and port, or let the firewall pass it")
     what = cause.strerror if isinstance(cause, OSError) and cause.strerror else _plain(cause)
     return Reason(f"cannot be reached ({what})", "correct host and port, or look at the network")
 
@@ -144,15 +152,18 @@ def _of_certificate(cause: ssl.SSLCertVerificationError, server: str, config: Ka
         return Reason(
             f"its certificate is not of an authority in kafka.tls_ca_file = {config.tls_ca_file} ({cause.verify_message})", "name the CA file of these brokers"
         )
-    return Reason(f"its certificate is of no authority that this system trusts ({cause.verify_message})", "name the CA file of these brokers by kafka.tls_ca_file")
+    what = f"its certificate is of no authority that this system trusts ({cause.verify_message})"
+    return Reason(what, "name the CA file of these brokers by kafka.tls_ca_file")
 
 
 def _not_tls(what: str, config: KafkaConfig) -> Reason:
     plain = "SASL_PLAINTEXT" if config.security_protocol.startswith("SASL") else "PLAINTEXT"
-    return Reason(what, f"name the broker's TLS port, or set kafka.security_protocol = {plain} if this is another")
+    return Reason(what, f"name the broker's TLS port, or set kafka.security_protocol = {plain} for this one")
 
 
 def _of_versions(cause: BaseException) -> Reason:
+    if isinstance(cause, NotABroker):
+        return Reason(_said(cause), "name a broker's address, not a controller's")
     return Reason(f"speaks another version of Kafka's protocol ({_said(cause)})", "use brokers of Kafka 2.1 or newer that this program's kafka-python knows")
 
 
@@ -198,13 +209,13 @@ def _password_place(config: KafkaConfig) -> str:
     return f"the password in kafka.sasl_password_file = {config.sasl_password_file}" if config.sasl_password_file else "KEYSTONE_KAFKA__SASL_PASSWORD"
 
 
-def _of_silence(step: Step | None, config: KafkaConfig) -> Reason:
+def _of_silence(step: Step | None, waited: str) -> Reason:
     if step == "tls":
-        return Reason(f"takes the connection, but does not answer the TLS handshake within {_wait_s(config)}", "correct the port, or look at the broker")
+        return Reason(f"takes the connection, but does not answer the TLS handshake{waited}", "correct the port, or look at the broker")
     if step == "login":
-        return Reason(f"does not answer the login within {_wait_s(config)}", "look at the broker")
+        return Reason(f"does not answer the login{waited}", "look at the broker")
     if step == "versions":
-        return Reason(f"takes the connection, but does not answer within {_wait_s(config)}", "correct the port (or kafka.security_protocol), or look at the broker")
+        return Reason(f"takes the connection, but does not answer{waited}", "correct the port (or kafka.security_protocol), or look at the broker")
     return Reason("does not answer in time", "look at the broker, or at the network")
 
 
@@ -217,13 +228,13 @@ def _of_hanging_up(step: Step | None, config: KafkaConfig) -> Reason:  # noqa: P
     if step == "login":
         return Reason(f"hangs up during the login ({config.sasl_mechanism})", "look at the broker's log, or choose another kafka.sasl_mechanism")
     if step == "metadata" and not logs_in:
-        return Reason("hangs up at the first request", f"it wants a login: set kafka.security_protocol = {'SASL_SSL' if has_tls else 'SASL_PLAINTEXT or SASL_SSL'}")
+        wanted = "SASL_SSL" if has_tls else "SASL_PLAINTEXT"
+        return Reason("hangs up at the first request, as ports with a login do", f"set kafka.security_protocol = {wanted}, or name the port without a login")
     if step == "versions" and not has_tls:
         return Reason("hangs up before it answers", f"if it wants TLS there, set kafka.security_protocol = {_with_tls(config)}; else correct the port")
     if step == "versions" and not config.tls_cert_file:
-        return Reason(
-            "hangs up after the TLS handshake", "if it wants a certificate of this client, set kafka.tls_cert_file and kafka.tls_key_file; else correct the port"
-        )
+        cure = "if it wants a certificate of this client, set kafka.tls_cert_file and kafka.tls_key_file; else correct the port"
+        return Reason("hangs up after the TLS handshake", cure)
     return Reason("hangs up", "look at the broker's log")
 
 

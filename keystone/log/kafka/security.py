@@ -277,17 +277,23 @@ def run_token_command(command: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _run(command: tuple[str, ...], until: float) -> tuple[bytes, int]:
-    """What it printed (up to a little over TOKEN_BYTES_MAX) and its exit status. It and all that it started are gone afterwards, in vain or not."""
+    """What it printed (up to a little over TOKEN_BYTES_MAX) and its exit status. Where it is too slow or prints too much, it ends, with all it started."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as process:  # noqa: S603 - the user's own
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         try:
             output = _read(process.stdout.fileno(), until)
-            return output, 0 if len(output) > TOKEN_BYTES_MAX else process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
+            if len(output) <= TOKEN_BYTES_MAX:
+                return output, process.wait(max(0.0, until - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            _end(process)
             raise TimeoutError from None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
+        return output, 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(pipe: int, until: float) -> bytes:

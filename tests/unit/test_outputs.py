@@ -1,0 +1,292 @@
+"""When alerts and dead letters count as delivered: in order, only once they are there, and never twice for want of looking."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keystone.actors import outputs
+from keystone.actors.outputs import Delivery, LocalOutput, OutputSpec, TopicOutput, open_output
+from keystone.actors.trail import AlertTrail, alerts_path, moments_path, read_moments
+from keystone.config import KafkaConfig
+from keystone.errors import RecordTooLarge
+from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
+from keystone.sinks import kafka
+from keystone.sinks.kafka import Item, TopicSink, action_record, dead_letter_headers
+from keystone.sinks.ndjson import DeadLetterFile
+from tests.reference import partition_of
+
+APPENDED_MS = 1_790_000_000_000
+
+
+def alert(number: int, **dimensions: str | None) -> Alert:
+    return Alert(f"{number:032x}", "buffering_loop", f"d-{number}", "s", 1, 2, 3, None, 235, {"region": None, **dimensions}, append_ts_ms=APPENDED_MS)
+
+
+def letter(offset: int, raw: bytes = b"{") -> DeadLetter:
+    return DeadLetter(5, offset, 2, "invalid_json", len(raw), raw)
+
+
+def delivery(offset: int, *alerts: Alert, letters: Sequence[DeadLetter] = ()) -> Delivery:
+    moments = [float(APPENDED_MS + 1)] * len(alerts)
+    return Delivery(5, offset, list(alerts), moments, list(moments), list(letters))
+
+
+def offsets(finished: Iterable[Delivery]) -> list[int]:
+    return [done.next_offset for done in finished]
+
+
+# --- of this machine ----------------------------------------------------------------------------------------------------------
+def test_files_are_written_when_send_returns(tmp_path: Path) -> None:
+    output = LocalOutput(AlertTrail(tmp_path, "a"), DeadLetterFile(tmp_path / "letters" / "a.ndjson", per_line=False))
+    output.send(delivery(1, alert(1), alert(2), letters=[letter(0)]))
+    output.send(delivery(2))
+    said = [json.loads(line)["alert_id"] for line in alerts_path(tmp_path, "a").read_bytes().splitlines()]
+    assert said == [alert(1).alert_id, alert(2).alert_id]
+    [row] = [json.loads(line) for line in (tmp_path / "letters" / "a.ndjson").read_bytes().splitlines()]
+    assert (row["partition"], row["offset"], row["line"], base64.b64decode(row["raw"])) == (5, 0, 2, b"{")
+    assert output.pending() == 2
+    first, second = output.finished()
+    assert (first.next_offset, second.next_offset) == (1, 2)
+    assert len(first.visible_ms) == 2
+    assert (output.alerts, output.detect.count, output.pending()) == (2, 2, 0)
+    assert output.close()
+
+
+def test_without_files_alerts_are_counted_and_timed(tmp_path: Path) -> None:
+    output = open_output(OutputSpec(trail=False), KafkaConfig(), name="a", work_dir=tmp_path, is_again=False)
+    output.send(delivery(1, alert(1), letters=[letter(0)]))
+    assert offsets(output.finished()) == [1]
+    assert (output.alerts, output.detect.count) == (1, 1)
+    assert output.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_successor_writes_dead_letters_anew(tmp_path: Path) -> None:
+    """It reads again from where the run began, so what its predecessor wrote comes again."""
+    spec = OutputSpec(trail=False, dead_letters_dir=str(tmp_path / "letters"))
+    for is_again in (False, True):
+        output = open_output(spec, KafkaConfig(), name="a", work_dir=tmp_path, is_again=is_again)
+        output.send(delivery(1, letters=[letter(0), letter(1)]))
+        assert output.close()
+    assert len((tmp_path / "letters" / "a.ndjson").read_bytes().splitlines()) == 2
+
+
+# --- topics: the output -----------------------------------------------------------------------------------------------------
+class Sink:
+    """What was handed over; the test says how it ends."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.mended: list[list[Item]] = []
+        self.is_closed = False
+
+    def send(self, items: Sequence[Item]) -> None:
+        self.items += items
+
+    def end(self, index: int, state: str = "acknowledged", at_ms: float = APPENDED_MS + 40.0) -> None:
+        self.items[index].state, self.items[index].done_ms = state, at_ms
+
+    def mend(self, items: Sequence[Item]) -> None:
+        self.mended.append(list(items))
+
+    def wait(self, items: Sequence[Item], *, wait_s: float) -> bool:
+        return all(item.state != "pending" for item in items)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def topic_output(trail: AlertTrail | None = None, said: frozenset[str] = frozenset()) -> tuple[TopicOutput, Any]:
+    sink = Sink()
+    return TopicOutput(sink, trail, said), sink  # type: ignore[arg-type]
+
+
+def test_a_delivery_is_finished_when_all_of_it_and_all_before_it_is_there() -> None:
+    output, sink = topic_output()
+    output.send(delivery(1, alert(1), letters=[letter(0)]))
+    output.send(delivery(2))
+    output.send(delivery(3, alert(2)))
+    sink.end(2)
+    sink.end(0)
+    assert offsets(output.finished()) == []
+    sink.end(1)
+    assert output.alerts == 0
+    assert offsets(output.finished()) == [1, 2, 3]
+    assert (output.alerts, output.pending(), output.detect.count, output.detect.max_ms) == (2, 0, 2, 40.0)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 3), max_size=12), st.randoms(use_true_random=False))
+def test_whatever_the_order_of_outcomes_deliveries_finish_in_theirs(sizes: list[int], random: Any) -> None:
+    output, sink = topic_output()
+    for number, size in enumerate(sizes):
+        output.send(delivery(number + 1, *(alert(10 * number + i) for i in range(size))))
+    outcomes = list(range(len(sink.items)))
+    random.shuffle(outcomes)
+    ended: set[int] = set()
+    found = offsets(output.finished())
+    for index in outcomes:
+        sink.end(index)
+        ended.add(index)
+        found += offsets(output.finished())
+        behind = sum(sizes[: len(found)])
+        assert all(index in ended for index in range(behind))
+    assert found == list(range(1, len(sizes) + 1))
+    assert output.alerts == sum(sizes)
+
+
+def test_what_failed_or_is_unknown_is_mended_and_the_rest_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "MEND_EVERY_S", 0.0)
+    output, sink = topic_output()
+    output.send(delivery(1, alert(1), alert(2)))
+    output.send(delivery(2, alert(3), alert(4)))
+    for index, state in enumerate(["acknowledged", "failed", "unknown", "pending"]):
+        sink.end(index, state)
+    assert offsets(output.finished()) == []
+    assert [[item.what for item in mended] for mended in sink.mended] == [[alert(2), alert(3)]]
+    for index in (1, 2):
+        sink.end(index)
+    assert offsets(output.finished()) == [1]
+    assert len(sink.mended) == 1
+
+
+def test_what_a_predecessor_said_is_not_said_again() -> None:
+    output, sink = topic_output(said=frozenset([alert(1).alert_id, alert(3).alert_id]))
+    output.send(delivery(1, alert(1), alert(2), letters=[letter(0)]))
+    output.send(delivery(2, alert(3)))
+    assert [item.what for item in sink.items] == [alert(2), letter(0)]
+    sink.end(0)
+    sink.end(1)
+    first, second = output.finished()
+    assert (first.alerts, len(first.visible_ms), second.alerts) == ([alert(2)], 1, [])
+
+
+def test_a_trail_is_told_when_each_alert_became_visible(tmp_path: Path) -> None:
+    output, sink = topic_output(AlertTrail(tmp_path, "a"))
+    output.send(delivery(1, alert(1), alert(2)))
+    sink.end(0, at_ms=APPENDED_MS + 10.0)
+    sink.end(1, at_ms=APPENDED_MS + 20.0)
+    assert offsets(output.finished()) == [1]
+    assert output.close()
+    moments = read_moments(moments_path(tmp_path, "a"))
+    assert moments["visible"].to_list() == [APPENDED_MS + 10.0, APPENDED_MS + 20.0]
+
+
+@pytest.mark.parametrize("state", ["pending", "unknown"])
+def test_an_end_waits_for_what_is_under_way_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    monkeypatch.setattr(outputs, "CLOSE_WAIT_S", 0.1)
+    output, sink = topic_output()
+    output.send(delivery(1, alert(1)))
+    output.send(delivery(2, alert(2)))
+    sink.end(0)
+    sink.end(1, state)
+    assert not output.close()
+    assert output.pending() == 1
+    assert sink.is_closed
+
+
+# --- topics: the sink ---------------------------------------------------------------------------------------------------------
+class Topic:
+    """A topic of so many partitions whose records are kept; those over the limit are refused."""
+
+    def __init__(self, partitions: int, record_bytes_max: int = 1 << 20) -> None:
+        self.partitions, self.record_bytes_max, self.topic = partitions, record_bytes_max, "t"
+        self.sent: list[SimpleNamespace] = []
+        self.wakes = 0
+
+    def producer(self) -> Topic:
+        return self
+
+    def lane(self, _topic: str, partition: int) -> int:
+        return partition
+
+    def send(self, lane: int, value: bytes, *, limit_bytes: int, on_outcome: Any, key: bytes | None = None, headers: Any = (), **_: Any) -> None:
+        if len(value) > limit_bytes:
+            raise RecordTooLarge(f"{len(value)} bytes")
+        self.sent.append(SimpleNamespace(partition=lane, value=value, key=key, headers=headers, on_outcome=on_outcome))
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+
+def topic_sink(monkeypatch: pytest.MonkeyPatch, *, record_bytes_max: int = 1 << 20) -> tuple[TopicSink, Topic, Topic]:
+    sink = TopicSink(None, None, KafkaConfig(), role="test")
+    actions, dead = Topic(3, record_bytes_max), Topic(2, record_bytes_max)
+    monkeypatch.setattr(sink, "_actions", actions)
+    monkeypatch.setattr(sink, "_dead", dead)
+    return sink, actions, dead
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_an_action_has_its_device_as_key(device: str) -> None:
+    key, value = action_record(Alert("a", "open_stall", device, "s", 1, None, 1, None, 235, {}, append_ts_ms=1))
+    assert key == device.encode()
+    assert json.loads(value)["device_id"] == device
+    assert b"\n" not in value
+
+
+def test_records_lie_where_any_client_looks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, actions, dead = topic_sink(monkeypatch)
+    items = [*(Item(alert(number)) for number in range(20)), Item(letter(7, b"x" * (DEAD_LETTER_BYTES_MAX + 5)))]
+    sink.send(items)
+    assert [record.partition for record in actions.sent] == [partition_of(f"d-{number}", 3) for number in range(20)]
+    [record] = dead.sent
+    assert (record.partition, record.value, record.key) == (5 % 2, b"x" * DEAD_LETTER_BYTES_MAX, None)
+    assert dict(record.headers) == {"reason": b"invalid_json", "partition": b"5", "offset": b"7", "line": b"2", "length": b"65541"}
+    assert record.headers == dead_letter_headers(items[-1].what)  # type: ignore[arg-type]
+    assert {item.state for item in items} == {"pending"}
+    assert not sink.wait(items, wait_s=0.01)
+    for record in (*actions.sent, *dead.sent):
+        record.on_outcome(SimpleNamespace(state="acknowledged"))
+    assert sink.wait(items, wait_s=0.01)
+    assert all(item.done_ms > 0 for item in items)
+    assert min(actions.wakes, dead.wakes) >= 1
+
+
+def test_an_action_that_is_too_large_is_sent_without_its_dimensions_or_given_up_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(kafka.log.__class__, "error", lambda _self, message, *_args, **_fields: told.append(message))
+    sink, actions, dead = topic_sink(monkeypatch, record_bytes_max=1_000)
+    fits, too_large = Item(alert(1, region="r" * 2_000)), Item(Alert("a" * 32, "open_stall", "d" * 2_000, "s", 1, None, 1, None, 235, {}, append_ts_ms=1))
+    lost = Item(letter(1, b"x" * 1_001))
+    sink.send([fits, too_large, lost])
+    [record] = actions.sent
+    assert json.loads(record.value)["region"] is None
+    assert json.loads(record.value)["alert_id"] == alert(1).alert_id
+    assert dead.sent == []
+    assert [item.state for item in (fits, too_large, lost)] == ["pending", "acknowledged", "acknowledged"]
+    assert sink.undeliverable == 2
+    assert len(told) == 2
+
+
+def test_an_unknown_action_is_looked_for_before_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, actions, dead = topic_sink(monkeypatch)
+    items = [Item(alert(number)) for number in range(3)] + [Item(letter(0))]
+    sink.send(items)
+    for item, state in zip(items, ["unknown", "unknown", "failed", "unknown"], strict=True):
+        item.state = state
+    asked: list[int] = []
+
+    def said_since(since_ms: int) -> set[str]:
+        asked.append(since_ms)
+        return {alert(0).alert_id}
+
+    monkeypatch.setattr(sink, "said_since", said_since)
+    sent_ms = items[0].sent_ms
+    sink.mend(items)
+    assert asked == [sent_ms - kafka.LOOK_BACK_MS]
+    assert [item.state for item in items] == ["acknowledged", "pending", "pending", "pending"]
+    assert [json.loads(record.value)["alert_id"] for record in actions.sent[3:]] == [alert(1).alert_id, alert(2).alert_id]
+    assert len(dead.sent) == 2
+    items[2].state = "failed"
+    sink.mend(items[2:3])
+    assert len(asked) == 1, "what certainly failed is not looked for"
