@@ -36,8 +36,10 @@ FLOWING = 5  # alerts
 OPEN_STALL_MS = 10_000
 DELIVERY_MS_MAX = 3_000  # up to here the devices' truth is sure also of stalls: none of theirs is as near to OPEN_STALL_MS
 _ABSENT: dict[str, Any] = dict.fromkeys((*STRINGS, *DIMENSIONS, *INTS, "fatal"))
+_GAP = re.compile(r"partition (\d+), offsets (\d+) to (\d+): (\w+)")
 _SENT = re.compile(r"intended ([\d,]+) = acknowledged ([\d,]+) \+ failed ([\d,]+) \+ unknown ([\d,]+)")
 Log = dict[int, list[LogRecord]]
+Placed = tuple[int, int, int, int, dict[str, Any]]  # partition, offset, line, append time, event
 
 
 @dataclass
@@ -52,26 +54,43 @@ class Fault:
 
 
 class FaultRun:
-    """``keystone run`` and ``keystone simulate`` on ``kafka``. A context manager; ``end`` waits for both and gives what is to be scored."""
+    """``keystone run`` and ``keystone simulate`` on ``kafka``. A context manager; ``end`` waits for both and gives what is to be scored.
 
-    def __init__(self, kafka: KafkaCluster, folder: Path, *, eps: int = 2_000, seconds: int = 14, actors: int = 1, options: Sequence[str] = ()) -> None:
-        self.kafka = kafka
+    ``actions``: brokers of their own for what the run says. ``options``: more words for ``run``.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaCluster,
+        folder: Path,
+        *,
+        eps: int = 2_000,
+        seconds: int = 14,
+        actors: int = 1,
+        actions: KafkaCluster | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.kafka, self.actions, self.folder = kafka, actions or kafka, folder
         self.faults: list[Fault] = []
-        self.url = "kafka://" + ",".join(kafka.servers)
-        self._folder, self._actors = folder, actors
-        self._simulate = ["--eps", str(eps), "--seconds", str(seconds), "--bad-paths", "0.5", "--truth", str(folder / "truth.parquet"), *options]
+        self.url = url_of(kafka)
+        self._actors = actors
+        paths = ["--lake", str(folder / "lake"), "--report", str(folder / "report.json")]
+        places = ["--log", self.url, "--actions", f"{url_of(self.actions)}/{ACTIONS}"]
+        self._run = ["run", *places, *paths, "--until-idle", "4", "--session-actors", str(actors), *options]
+        rates = ["--eps", str(eps), "--seconds", str(seconds), "--bad-paths", "0.5"]
+        self._simulate = ["simulate", "--log", self.url, *rates, "--truth", str(folder / "truth.parquet")]
         self._held = ExitStack()
         self._processes: list[psutil.Process] = []
 
     def __enter__(self) -> Self:
         with self._held:
-            create_topics(self.url)
+            for url in {self.url, url_of(self.actions)}:
+                create_topics(url)
             self._ends = self._held.enter_context(_ends_of(self.kafka.servers))
-            paths = ["--lake", str(self._folder / "lake"), "--report", str(self._folder / "report.json")]
-            given = ["run", "--log", self.url, "--until-idle", "4", "--session-actors", str(self._actors), *paths]
-            self.run = self._held.enter_context(Command(*given))
+            self._ends_of_actions = self._held.enter_context(_ends_of(self.actions.servers))
+            self.run = self._held.enter_context(Command(*self._run))
             self.run.wait_for("reading kafka://")
-            self.simulate = self._held.enter_context(Command("simulate", "--log", self.url, *self._simulate))
+            self.simulate = self._held.enter_context(Command(*self._simulate))
             self._processes = self.session_actors()
             assert len(self._processes) == self._actors
             self._held = self._held.pop_all()
@@ -80,7 +99,7 @@ class FaultRun:
     def __exit__(self, *error: object) -> None:
         if any(error):
             for command in (self.simulate, self.run):
-                print(f"--- {command.process.args}\n{command.out}\n{command.err}")
+                print(f"--- {command.process.args}\n{command.out}\n{command.err}")  # noqa: T201 - beside the failure
         self._held.close()
 
     # --- while it runs --------------------------------------------------------------------------------------------------
@@ -91,11 +110,11 @@ class FaultRun:
 
     def alerts(self) -> int:
         """Actions in the topic; waits for a broker that is not there."""
-        return sum(self._ends(ACTIONS).values())
+        return sum(self._ends_of_actions(ACTIONS).values())
 
-    def ends(self, topic: str) -> dict[int, int]:
-        """End offsets of a topic's partitions."""
-        found: dict[int, int] = self._ends(topic)
+    def ends(self) -> dict[int, int]:
+        """End offsets of the telemetry's partitions."""
+        found: dict[int, int] = self._ends(TELEMETRY)
         return found
 
     def wait_flowing(self, more: int = FLOWING) -> None:
@@ -115,6 +134,11 @@ class FaultRun:
         yield found
         found.healed_ms = time.time() * 1_000
 
+    def spent_s(self) -> float:
+        """CPU time of all processes that read and write, so far."""
+        family = [*self._processes, psutil.Process(self.simulate.process.pid)]
+        return sum(sum(process.cpu_times()[:2]) for process in family)
+
     def led_by(self, broker: int) -> set[int]:
         """Telemetry partitions."""
         return {partition for partition, leader in leaders(self.kafka.servers, TELEMETRY).items() if leader == broker}
@@ -126,6 +150,10 @@ class FaultRun:
         assert self.session_actors() == self._processes, "an actor was started anew"
         status = self.run.end()
         return Outcome(self, sent, status)
+
+
+def url_of(kafka: KafkaCluster) -> str:
+    return "kafka://" + ",".join(kafka.servers)
 
 
 def create_topics(url: str) -> None:
@@ -168,14 +196,14 @@ class Outcome:
     sessions: Rows = field(init=False)
 
     def __post_init__(self) -> None:
-        folder, servers = self.ended._folder, self.ended.kafka.servers
+        folder, servers, actions_servers = self.ended.folder, self.ended.kafka.servers, self.ended.actions.servers
         found = _SENT.search(self.ended.simulate.out)
         assert found is not None, self.ended.simulate.out + self.ended.simulate.err
         self.sent = dict(zip(("intended", "acknowledged", "failed", "unknown"), (int(n.replace(",", "")) for n in found.groups()), strict=True))
         self.report = json.loads((folder / "report.json").read_bytes())
         self.truth = pl.read_parquet(folder / "truth.parquet")
         self.log = log_of(servers, TELEMETRY)
-        actions = [record for records in log_of(servers, ACTIONS).values() for record in records]
+        actions = [record for records in log_of(actions_servers, ACTIONS).values() for record in records]
         self.actions = [json.loads(record.value or b"") | {"visible_ms": record.append_ts} for record in actions]
         self.dead_letters = sum(map(len, log_of(servers, DEAD_LETTERS).values()))
         self.lake = pl.read_parquet(folder / "lake" / "**" / "*.parquet", hive_partitioning=False)
@@ -197,7 +225,7 @@ class Outcome:
             lasted_s = (fault.healed_ms - fault.began_ms) / 1_000
             told = {"fault": fault.name, "lasted_s": round(lasted_s, 2), "next_alert_s": round(fault.next_alert_ms / 1_000, 2)}
             record_property("fault", json.dumps(told))
-            print(json.dumps(told))
+            print(json.dumps(told))  # noqa: T201 - with pytest -s, the figures
             assert fault.next_alert_ms < WAIT_S_MAX * 1_000, f"no alert after the fault: {told}"
 
     # --- judges -----------------------------------------------------------------------------------------------------------
@@ -206,38 +234,47 @@ class Outcome:
         self.tell(record_property)
         assert (self.simulate_status, self.run_status) == (0, 0), self.ended.run.err
         assert self.sent["acknowledged"] == self.sent["intended"]
-        self.assert_ledger(self.log)
         assert (self.report["gaps"], self.report["failures"]) == ({}, [])
-        self.assert_law(self.log)
+        self.assert_ledger_and_law(self.log)
+        assert self.sent["acknowledged"] <= self.report["ledger"]["received"] <= self.sent["acknowledged"] + self.sent["unknown"]
         self.assert_truth()
 
-    def assert_ledger(self, log: Log) -> None:
-        """Of a run that read exactly ``log``."""
-        ledger, events = self.report["ledger"], sum(1 for _ in events_of(log))
+    def assert_gaps(self, record_property: Any, reason: str) -> dict[int, range]:
+        """A fault that takes acknowledged records away: nothing else is wrong, and each partition has one gap, which is told. The gaps' offsets."""
+        self.tell(record_property)
+        assert (self.simulate_status, self.run_status) == (0, 1), self.ended.run.err
+        assert self.sent["acknowledged"] == self.sent["intended"]
+        found = [_GAP.fullmatch(gap) for gap in self.report["gap_list"]]
+        gaps = {int(gap[1]): range(int(gap[2]), int(gap[3]) + 1) for gap in found if gap is not None and gap[4] == reason}
+        assert sorted(gaps) == list(range(PARTITIONS)) and len(found) == PARTITIONS, self.report["gap_list"]
+        assert self.report["gaps"] == {reason: sum(map(len, gaps.values()))}
+        told = "records were passed over: " + "; ".join(self.report["gap_list"][:3])
+        assert self.report["failures"] == [told]
+        assert f"FAILED: {told}\n" in self.ended.run.err
+        return gaps
+
+    def assert_ledger_and_law(self, log: Log, before: Sequence[Placed] = ()) -> None:
+        """Of a run that read exactly ``before`` and then ``log``: sums, alerts, sessions and lake rows are those of the reference."""
+        ledger = self.report["ledger"]
+        alerts, sessions, places = law_of(log, before)
         assert self.sent["acknowledged"] + self.sent["failed"] + self.sent["unknown"] == self.sent["intended"]
         assert self.report["restarts"] == 0
         assert self.dead_letters == ledger["dead_lettered"] == ledger["empty_records"] == 0
-        assert events == ledger["received"] == ledger["accepted"] == ledger["applied"] + ledger["duplicates"] == ledger["lake_rows"] == self.lake.height
-        if log is self.log:
-            assert self.sent["acknowledged"] <= events <= self.sent["acknowledged"] + self.sent["unknown"]
-
-    def assert_law(self, log: Log) -> None:
-        """Alerts, sessions and the places of lake rows are those of the reference over ``log``."""
-        alerts, sessions, places = law_of(log)
+        assert len(places) == ledger["received"] == ledger["accepted"] == ledger["applied"] + ledger["duplicates"] == ledger["lake_rows"] == self.lake.height
+        assert Counter(self.lake.select("partition", "offset", "line", "append_ts", "duplicate").iter_rows()) == Counter(places)
         assert_same(self.actions, alerts, ALERT_COLUMNS, "alerts")
         assert_same(self.sessions, sessions, tuple(sessions[0]), "sessions")
-        assert Counter(self.lake.select("partition", "offset", "line", "append_ts", "duplicate").iter_rows()) == Counter(places)
 
     def assert_truth(self) -> None:
         """None missed, none false, none doubled.
 
-        Where an append was late by more than DELIVERY_MS_MAX, log time holds other silences than the devices meant: then a stall may alert before its
-        loop is complete, or not at all; which ones is the law's matter, but each change has to be of this kind.
+        Where an append was late by more than DELIVERY_MS_MAX, log time holds other silences than the devices meant: then a stall may
+        alert before its loop is complete, or not at all; which ones is the law's matter, but each change has to be of this kind.
         """
         alerts = pl.DataFrame([{name: action[name] for name in ALERT_KEY} for action in self.actions], schema=self.truth.select(ALERT_KEY).schema)
         scored = score(self.truth, alerts)
         late_ms = self.late_ms()
-        print(json.dumps({"late_ms_max": round(late_ms), **scored.as_dict()}))
+        print(json.dumps({"late_ms_max": round(late_ms), **scored.as_dict()}))  # noqa: T201 - as above
         assert scored.duplicate == 0
         assert scored.expected > 20
         if late_ms < DELIVERY_MS_MAX:
@@ -254,14 +291,10 @@ class Outcome:
         ahead_ms = loops.select((pl.col("intended_ms") - pl.col("event_ts")).median()).item()
         return float(self.lake.select((pl.col("append_ts") - pl.col("ts")).max()).item() - ahead_ms)
 
-    def lake_log(self, before_ms: float) -> list[tuple[int, int, int, int, dict[str, Any]]]:
+    def lake_log(self, before_ms: float) -> list[Placed]:
         """Rows appended before ``before_ms`` as events: what was read of a topic that is no more."""
         rows = self.lake.filter(pl.col("append_ts") < before_ms).sort("partition", "offset", "line").to_dicts()
         return [(row["partition"], row["offset"], row["line"], row["append_ts"], row) for row in rows]
-
-
-#: partition, offset, line, append time, event
-Placed = tuple[int, int, int, int, dict[str, Any]]
 
 
 def events_of(log: Mapping[int, Sequence[LogRecord]]) -> Iterator[Placed]:

@@ -265,7 +265,7 @@ class Fetcher:
             replica_id=-1,
             max_wait_ms=wait_ms,
             min_bytes=bytes_min,
-            max_bytes=max(self._config.fetch_buffer_bytes_max, max(place.fetch_bytes for place, _, _ in asked)),
+            max_bytes=max(self._config.fetch_buffer_bytes_max, *(place.fetch_bytes for place, _, _ in asked)),
             isolation_level=0,
             session_id=0,
             session_epoch=-1,

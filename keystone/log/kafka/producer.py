@@ -134,8 +134,8 @@ class Producer:
     ) -> None:
         """Queue one record; the value is copied. Waits while ``kafka.send_bytes_max`` are without an outcome.
 
-        ``is_urgent``: do not linger. ``wakes=False``: more follow, and a ``wake`` after them. ``RecordTooLarge`` at once, ``LogFull`` where no room comes although everything must have its outcome, ``LogClosed`` after
-        ``close``, or where ``has_ended`` while waiting.
+        ``is_urgent``: do not linger. ``wakes=False``: more follow, and a ``wake`` after them. ``RecordTooLarge`` at once; ``LogFull``
+        where no room comes although everything must have its outcome; ``LogClosed`` after ``close``, or where ``has_ended`` while waiting.
         """
         size = (0 if value is None else len(value)) + (len(key) if key else 0) + sum(len(n) + len(v) for n, v in headers)
         most = self.record_bytes_max if limit_bytes is None else min(limit_bytes, self.record_bytes_max)
@@ -280,7 +280,7 @@ class Producer:
         is_full = len(lane.waiting) > 1 or len(batch.builder) >= self._config.batch_bytes_max // 2
         return 0.0 if batch.is_urgent or is_full or batch.attempts else batch.opened_s + self._config.linger_ms / 1_000
 
-    async def _request(self, leader: int, batches: list[_Batch]) -> None:
+    async def _request(self, leader: int, batches: list[_Batch]) -> None:  # noqa: C901 - one request, from its id to each outcome
         answered: set[int] = set()
         was_sent = False
         try:
@@ -381,7 +381,8 @@ class Producer:
                 batch.wire = None
                 self._again([batch])
         elif error in _TOO_LARGE and batch.builder.count > 1:
-            self._refuse(batch, RecordTooLarge(f"topic {lane.topic!r} takes no batch of {len(batch.wire or b''):,} bytes: lower kafka.batch_bytes_max, or raise the topic's max.message.bytes"))
+            what = f"topic {lane.topic!r} takes no batch of {len(batch.wire or b''):,} bytes"
+            self._refuse(batch, RecordTooLarge(f"{what}: lower kafka.batch_bytes_max, or raise the topic's max.message.bytes"))
         elif error in _TOO_LARGE:
             self._refuse(batch, RecordTooLarge(f"topic {lane.topic!r} takes no record of {len(batch.builder):,} bytes: raise its max.message.bytes"))
         elif issubclass(error, errors.AuthorizationError):

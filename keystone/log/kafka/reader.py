@@ -298,6 +298,3 @@ def _readonly(text: Any) -> Any:
     view = text.view()
     view.flags.writeable = False
     return view
-
-
-

@@ -136,7 +136,7 @@ def _of_settings(name: str, settings: dict[str, str | None], *, is_telemetry: bo
     if settings.get("message.timestamp.type") != "LogAppendTime":
         yield Finding(
             name,
-            "message.timestamp.type = CreateTime: log time would be the producers' clocks, so that one fast clock could close sessions: set it to LogAppendTime",
+            "message.timestamp.type = CreateTime: log time would be the producers' clocks, and one fast clock could close sessions: set it to LogAppendTime",
             hurts=is_telemetry,
         )
     if settings.get("unclean.leader.election.enable") == "true":
