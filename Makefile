@@ -55,7 +55,7 @@ $(READY): requirements.lock pyproject.toml
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'make: $(PYTHON) is not a Python of 3.11 or newer: say make PYTHON=/path/to/python'; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 		'$(PYTHON)' -m venv --clear $(VENV) || { echo 'make: $(PYTHON) cannot make a virtual environment: install its venv package (Debian, Ubuntu: python3-venv)'; exit 1; }
-	@echo 'Setting up $(VENV): locked packages, about 350 MB, once'
+	@echo 'Setting up $(VENV): locked packages, about 370 MB, once'
 	@$(PIP) install --quiet --require-hashes --only-binary :all: --requirement requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -103,7 +103,7 @@ def _joined_names(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-class KafkaConfig(_Frozen):
+class KafkaConfig(_Frozen, hide_input_in_errors=True):
     """How the brokers of a ``kafka://`` log are reached and used. Secrets come from files or the environment, never from here."""
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -135,7 +135,7 @@ class KafkaConfig(_Frozen):
     append_late_max_ms: NotNegative = 100  # brokers' clocks behind ours, and replication: what log time is held back by
 
 
-class Config(_Frozen):
+class Config(_Frozen, hide_input_in_errors=True):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
     lake: LakeConfig = LakeConfig()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -99,7 +100,7 @@ class FaultRun:
     def __exit__(self, *error: object) -> None:
         if any(error):
             for command in (self.simulate, self.run):
-                print(f"--- {command.process.args}\n{command.out}\n{command.err}")  # noqa: T201 - beside the failure
+                _say(f"--- {command.process.args}\n{command.out}\n{command.err}")  # noqa: T201 - beside the failure
         self._held.close()
 
     # --- while it runs --------------------------------------------------------------------------------------------------
@@ -150,6 +151,11 @@ class FaultRun:
         assert self.session_actors() == self._processes, "an actor was started anew"
         status = self.run.end()
         return Outcome(self, sent, status)
+
+
+def _say(text: str) -> None:
+    """Into the test's captured output."""
+    sys.stdout.write(f"{text}\n")
 
 
 def url_of(kafka: KafkaCluster) -> str:
@@ -225,7 +231,7 @@ class Outcome:
             lasted_s = (fault.healed_ms - fault.began_ms) / 1_000
             told = {"fault": fault.name, "lasted_s": round(lasted_s, 2), "next_alert_s": round(fault.next_alert_ms / 1_000, 2)}
             record_property("fault", json.dumps(told))
-            print(json.dumps(told))  # noqa: T201 - with pytest -s, the figures
+            _say(json.dumps(told))  # noqa: T201 - with pytest -s, the figures
             assert fault.next_alert_ms < WAIT_S_MAX * 1_000, f"no alert after the fault: {told}"
 
     # --- judges -----------------------------------------------------------------------------------------------------------
@@ -246,7 +252,7 @@ class Outcome:
         assert self.sent["acknowledged"] == self.sent["intended"]
         found = [_GAP.fullmatch(gap) for gap in self.report["gap_list"]]
         gaps = {int(gap[1]): range(int(gap[2]), int(gap[3]) + 1) for gap in found if gap is not None and gap[4] == reason}
-        assert sorted(gaps) == list(range(PARTITIONS)) and len(found) == PARTITIONS, self.report["gap_list"]
+        assert (sorted(gaps), len(found)) == (list(range(PARTITIONS)), PARTITIONS), self.report["gap_list"]
         assert self.report["gaps"] == {reason: sum(map(len, gaps.values()))}
         told = "records were passed over: " + "; ".join(self.report["gap_list"][:3])
         assert self.report["failures"] == [told]
@@ -274,7 +280,7 @@ class Outcome:
         alerts = pl.DataFrame([{name: action[name] for name in ALERT_KEY} for action in self.actions], schema=self.truth.select(ALERT_KEY).schema)
         scored = score(self.truth, alerts)
         late_ms = self.late_ms()
-        print(json.dumps({"late_ms_max": round(late_ms), **scored.as_dict()}))  # noqa: T201 - as above
+        _say(json.dumps({"late_ms_max": round(late_ms), **scored.as_dict()}))  # noqa: T201 - as above
         assert scored.duplicate == 0
         assert scored.expected > 20
         if late_ms < DELIVERY_MS_MAX:

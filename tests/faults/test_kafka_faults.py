@@ -101,13 +101,13 @@ def test_a_topic_that_is_deleted_under_the_reader_and_made_anew(kafka_cluster: C
             gone_ms = time.time() * 1_000
             create_topics(run.url)
         outcome = run.end()
-    gaps = outcome.assert_gaps(record_property, "recreated")
-    before = outcome.lake_log(gone_ms)
-    outcome.assert_ledger_and_law(outcome.log, before)
-    for partition, gap in gaps.items():
-        read = {offset for place, offset, *_ in before if place == partition}
-        assert read == set(range(gap[0]))
-    assert outcome.report["ledger"]["applied"] <= outcome.sent["acknowledged"]  # what was acknowledged and not read yet went with the topic
+        gaps = outcome.assert_gaps(record_property, "recreated")
+        before = outcome.lake_log(gone_ms)
+        outcome.assert_ledger_and_law(outcome.log, before)
+        for partition, gap in gaps.items():
+            read = {offset for place, offset, *_ in before if place == partition}
+            assert read == set(range(gap[0]))
+        assert outcome.report["ledger"]["applied"] <= outcome.sent["acknowledged"]  # what was acknowledged and not read yet went with the topic
 
 
 def test_retention_that_passes_the_reader(kafka_cluster: Cluster, tmp_path: Path, record_property: Any) -> None:
@@ -126,13 +126,13 @@ def test_retention_that_passes_the_reader(kafka_cluster: Cluster, tmp_path: Path
             delete_records(kafka.servers, TELEMETRY, starts)
             actor.resume()
         outcome = run.end()
-    gaps = outcome.assert_gaps(record_property, "retention")
-    assert {partition: gap[-1] + 1 for partition, gap in gaps.items()} == starts
-    assert {partition: records[0].offset for partition, records in outcome.log.items()} == starts
-    gone = {partition: [record for record in records if record.offset in gaps[partition]] for partition, records in whole.items()}
-    left = {partition: [record for record in records if record.offset < gaps[partition][0]] for partition, records in whole.items()}
-    outcome.assert_ledger_and_law({partition: left[partition] + records for partition, records in outcome.log.items()})
-    assert outcome.report["ledger"]["received"] + sum(1 for _ in events_of(gone)) == outcome.sent["acknowledged"]
+        gaps = outcome.assert_gaps(record_property, "retention")
+        assert {partition: gap[-1] + 1 for partition, gap in gaps.items()} == starts
+        assert {partition: records[0].offset for partition, records in outcome.log.items()} == starts
+        gone = {partition: [record for record in records if record.offset in gaps[partition]] for partition, records in whole.items()}
+        left = {partition: [record for record in records if record.offset < gaps[partition][0]] for partition, records in whole.items()}
+        outcome.assert_ledger_and_law({partition: left[partition] + records for partition, records in outcome.log.items()})
+        assert outcome.report["ledger"]["received"] + sum(1 for _ in events_of(gone)) == outcome.sent["acknowledged"]
 
 
 def test_frozen_brokers_of_the_actions_alone(kafka_cluster: Cluster, tmp_path: Path, record_property: Any) -> None:
@@ -145,8 +145,7 @@ def test_frozen_brokers_of_the_actions_alone(kafka_cluster: Cluster, tmp_path: P
             actions.pause(0)
             time.sleep(FROZEN_S)
             actions.resume(0)
-        outcome = run.end()
-    outcome.assert_well(record_property)
+        run.end().assert_well(record_property)
 
 
 def test_an_outage_is_no_silence(kafka_cluster: Cluster, tmp_path: Path) -> None:

@@ -184,3 +184,62 @@ def test_a_canary_would_be_heard():
             with pytest.raises(AssertionError, match=kind):
                 assert_no_canary({"somewhere": text})
     assert_no_canary({"nothing": "Canary7"})
+
+
+# --- the commands for a stream ----------------------------------------------------------------------------------------------
+def run_on_topic(tmp_path: Path, servers: list[str], settings: Mapping[str, str]) -> tuple[int, dict[str, bytes]]:
+    url = "kafka://" + ",".join(servers)
+    paths = ["--lake", str(tmp_path / "lake"), "--report", str(tmp_path / "report.json")]
+    status, told = run(tmp_path, "run", "--log", url, "--until-idle", "2", "--no-story", *paths, env=settings)
+    if (tmp_path / "report.json").exists():
+        told["report"] = (tmp_path / "report.json").read_bytes()
+    return status, told
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_over_kafka_tells_neither_its_password_nor_what_devices_sent(tmp_path: Path, secure_kafka) -> None:
+    """The login of a run that works; every kind of line goes through it."""
+    from tests.rdkafka import Confluent
+
+    prefix = f"canary-{os.getpid()}"
+    names = {"actions_topic": f"{prefix}-actions", "dead_letters_topic": f"{prefix}-dead", "group": ""}
+    settings = {f"KEYSTONE_KAFKA__{name.upper()}": value for name, value in names.items()}
+    settings |= {
+        "KEYSTONE_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+        "KEYSTONE_KAFKA__TLS_CA_FILE": str(secure_kafka.ca_path),
+        "KEYSTONE_KAFKA__SASL_USERNAME": "alice",
+    }
+    password = {"KEYSTONE_KAFKA__SASL_PASSWORD": secure_kafka.security.users["alice"]}
+    servers = [f"{server}/{prefix}" for server in secure_kafka.servers]
+    made, _ = run(tmp_path, "topics", "create", "--log", f"kafka://{servers[0]}", "--partitions", "1", env=settings | password)
+    assert made == 0
+    events = [(CANARIES["device_id"].encode(), line) for line in (*good_lines(), *bad_lines())]
+    Confluent(secure_kafka.login("alice")).produce(secure_kafka.servers, prefix, events, partition=0)
+    status, told = run_on_topic(tmp_path, servers, settings | password)
+    assert status == 0, told
+    assert json.loads(told["report"])["ledger"]["dead_lettered"] == len(bad_lines())
+    assert json.loads(told["report"])["alerts"] == 1
+    assert_no_canary(told)
+    assert not any(password["KEYSTONE_KAFKA__SASL_PASSWORD"].encode() in text for text in told.values())
+    status, told = run_on_topic(tmp_path, servers, settings | secrets())  # a password that is wrong
+    assert status == 2
+    assert_no_canary(told)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_story_shows_devices_on_the_terminal_and_nowhere_else(tmp_path: Path) -> None:
+    url = f"embedded:{tmp_path / 'log'}"
+    from keystone.config import KafkaConfig
+    from keystone.log.opening import open_log
+
+    log = open_log(url, KafkaConfig(), is_made=True)
+    writer = log.writer(0)
+    for line in (*good_lines(), *bad_lines()):
+        writer.append(line)
+    log.close()
+    status, told = run(tmp_path, "run", "--log", url, "--until-idle", "2", "--actions", "console", "--lake", str(tmp_path / "lake"))
+    assert status == 0, told
+    assert CANARIES["device_id"].encode() in told.pop("standard output")
+    assert_no_canary(told)

@@ -73,9 +73,10 @@ class KafkaClient:
         login = Login(config) if config.security_protocol.startswith("SASL") else None
         hide_secrets()
         self.net = NetworkSelector(client_id=options["client_id"], slow_task_threshold_secs=0)
-        self.control = Connections(self.net, config, login, **options)
+        told: set[Any] = set()
+        self.control = Connections(self.net, config, login, told, **options)
         # A fetch is kept by the broker until records come; answers on one connection keep their order, so fetches have their own.
-        self.fetching = Connections(self.net, config, login, **options)
+        self.fetching = Connections(self.net, config, login, told, **options)
         for manager in (self.control, self.fetching):
             manager.cluster.config["allow_auto_create_topics"] = False
             manager.cluster.config["retry_backoff_ms"] = RETRY_MS

@@ -145,11 +145,12 @@ class _TlsTransport(_Receiving, KafkaSSLTransport):  # type: ignore[misc]
 class Connections(KafkaConnectionManager):  # type: ignore[misc]
     """One connection to each broker that is asked something. On the thread of input and output only."""
 
-    def __init__(self, net: Any, settings: KafkaConfig, login: Login | None, **options: Any) -> None:
+    def __init__(self, net: Any, settings: KafkaConfig, login: Login | None, told: set[Any], **options: Any) -> None:
+        """``told``: the brokers that a warning was about; one set for all that are of one client."""
         super().__init__(net, **options)
         self.login = login
         self.tells = False  # of brokers that fail: not before the client is connected, which tells itself until then
-        self._told: set[Any] = set()
+        self._told = told
         self._complaints: dict[Any, str] = {}  # about brokers whose last attempt failed, a line each; the newest last
         self._settings = settings
         self._lookups: dict[tuple[str, int], Any] = {}  # under way
