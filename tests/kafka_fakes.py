@@ -74,7 +74,12 @@ def silent(connection: socket.socket) -> None:
 
 
 def hanging_up(connection: socket.socket) -> None:
+    """At the first thing it hears."""
     connection.recv(1)
+
+
+def gone(_connection: socket.socket) -> None:
+    """Hangs up at once."""
 
 
 def http(connection: socket.socket) -> None:
@@ -129,7 +134,7 @@ class Broker:
     login: Callable[[int, bytes], tuple[int, bytes]] = lambda _turn, _message: (0, b"")
     advertised: str | None = None
     well: int = 1 << 30
-    behaves: Answer = hanging_up
+    behaves: Answer = gone
     asked: list[int] = field(default_factory=list)  # keys of requests
     address: str = ""
 

@@ -1,19 +1,22 @@
-"""Ctrl-C and SIGTERM: the first asks for a clean end with a report, the second ends at once."""
+"""Ctrl-C and SIGTERM: the first asks for a clean end with a report, a second, a moment later, ends at once."""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+SAME_S = 1.0  # whoever sends a signal to a process and then to its group means one
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """``with StopSignal() as stop``: ``stop.is_asked()`` after the first signal; the second raises KeyboardInterrupt."""
+    """``with StopSignal() as stop``: ``stop.is_asked()`` after the first signal; another, over SAME_S later, raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self._asked = False
+        self._asked_s = 0.0  # monotonic
         self._before: dict[int, Any] = {}
 
     def is_asked(self) -> bool:
@@ -34,6 +37,7 @@ class StopSignal:
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
-        if self._asked:
+        if self._asked and time.monotonic() - self._asked_s > SAME_S:
             raise KeyboardInterrupt
-        self._asked = True
+        if not self._asked:
+            self._asked, self._asked_s = True, time.monotonic()

@@ -115,12 +115,13 @@ class KafkaClient:
     async def _greet(self, node_id: Any, until: float) -> Any:
         """Connect to a server that was named, log in, and ask for the cluster: all that may be refused."""
         connection = self.control.get_connection(node_id, timeout_ms=(until - time.monotonic()) * 1_000, refresh_metadata_on_err=False)
+        began_s = time.monotonic()
         await connection.init_future
         try:
             request = MetadataRequest(topics=[], allow_auto_topic_creation=False)
             return await connection.send_request(request, request_timeout_ms=max(500.0, (until - time.monotonic()) * 1_000))
         except errors.KafkaError as error:
-            raise explain.StepFailed("metadata", error) from None
+            raise explain.StepFailed("metadata", error, time.monotonic() - began_s) from None
 
     async def _reach_any(self, server: str, until: float) -> None:
         """See that one of the addresses where ``server`` sends us can be used from here; of the others, the log tells."""

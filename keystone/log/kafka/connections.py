@@ -68,6 +68,8 @@ class Connection(KafkaConnection):  # type: ignore[misc]
         if errors.for_code(answer.error_code) is errors.UnsupportedVersionError:
             offered = [api.max_version for api in answer.api_keys if api.api_key == ApiVersionsRequest.API_KEY]
             answer = await self._ask_versions(min(offered, default=0), until)
+        if errors.for_code(answer.error_code) is errors.UnsupportedVersionError:
+            raise errors.UnsupportedVersionError("it knows no version of the first request")
         if answer.error_code:
             raise errors.for_code(answer.error_code)
         ranges = {api.api_key: (api.min_version, api.max_version) for api in answer.api_keys}

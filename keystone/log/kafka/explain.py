@@ -29,11 +29,11 @@ _OLD_TLS: Final = ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION", "NO_PROTOCOLS_AVA
 class StepFailed(errors.KafkaConnectionError):  # type: ignore[misc]
     """A step towards a broker was not possible. The same may be tried again: brokers come back, passwords are corrected."""
 
-    def __init__(self, step: Step, cause: BaseException) -> None:
+    def __init__(self, step: Step, cause: BaseException, waited_s: float | None = None) -> None:
         super().__init__(f"{step}: {type(cause).__name__}: {_plain(cause)}")
         self.step = step
         self.cause = cause
-        self.waited_s: float | None = None  # since the first step
+        self.waited_s = waited_s  # since the first step
 
 
 class NotABroker(errors.UnsupportedVersionError):  # type: ignore[misc]
@@ -59,7 +59,11 @@ def explain(error: BaseException, server: str, config: KafkaConfig) -> UsageErro
     if isinstance(error, UsageError):
         return error
     reason = reason_of(error, server, config)
-    return UsageError(f"{server}: {reason.what}: {reason.cure}")
+    return _line(f"{server}: {reason.what}: {reason.cure}")
+
+
+def _line(text: str) -> UsageError:
+    return UsageError(re.sub(r"\s+", " ", text))
 
 
 def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:  # noqa: C901, PLR0911 - a list of cases
@@ -216,6 +220,8 @@ def _of_silence(step: Step | None, waited: str) -> Reason:
         return Reason(f"does not answer the login{waited}", "look at the broker")
     if step == "versions":
         return Reason(f"takes the connection, but does not answer{waited}", "correct the port (or kafka.security_protocol), or look at the broker")
+    if step == "metadata":
+        return Reason(f"takes the connection, but does not answer the first request{waited}", "look at the broker")
     return Reason("does not answer in time", "look at the broker, or at the network")
 
 
@@ -246,7 +252,7 @@ def advertised(error: BaseException, server: str, broker: int, address: str, con
     reason = reason_of(error, address, config)
     cure = reason.cure if isinstance(error, StepFailed) and error.step not in ("name", "connect") else f"make {address} reachable from here"
     what = f"answers, but its advertised.listeners sends clients to {address} (broker {broker}), and that {_claim(reason.what)}"
-    return UsageError(f"{server}: {what}: correct advertised.listeners at the broker, or {cure}")
+    return _line(f"{server}: {what}: correct advertised.listeners at the broker, or {cure}")
 
 
 def _claim(what: str) -> str:
