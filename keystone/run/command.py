@@ -29,7 +29,9 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 @click.option("--sessions", default=None, metavar="DIR", help="Write session records there, as Parquet.  [default: beside the lake]")
 @click.option("--session-actors", type=click.IntRange(1, 1_024), default=None, help="Processes that own partitions.  [default: by cores]")
 @click.option("--from", "begin", type=click.Choice([EARLIEST, LATEST]), default=EARLIEST, help="Where to begin.")
-@click.option("--until-idle", type=click.FloatRange(0.1), default=None, metavar="SECONDS", help="End after this long without a record.")
+@click.option(
+    "--until-idle", type=click.FloatRange(0.1), default=None, metavar="SECONDS", help="End after this long without a record (30 s at least before the first)."
+)
 @click.option("--story/--no-story", "story", default=None, help="Show sessions as they go.  [default: on a terminal, or with --actions console]")
 @click.option("--report", type=click.Path(dir_okay=False), default=None, help="Write what the run did here, as JSON.")
 @config_options

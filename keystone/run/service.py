@@ -28,6 +28,7 @@ from keystone.run.screen import StoryScreen
 LOOK_EVERY_S: Final = 0.25
 READY_MAX_S: Final = 120.0
 CLOSE_MAX_S: Final = 120.0
+FIRST_RECORD_WAIT_S: Final = 30.0  # before anything came at all: whoever sends may still be starting
 IDLE_MARGIN_MS: Final = 200  # of log time, beyond the open-stall limit
 RATE_OVER_S: Final = 2.0  # what "a second" is averaged over
 
@@ -186,6 +187,7 @@ class Service:
             "undelivered": total("undelivered"),
             "silent_s": min((s.get("silent_s", 0.0) for s in statuses), default=0.0),
             "unusual": total("unusual"),
+            "received": total("received"),
             "quiet_ms": min((s.get("quiet_ms", 0) for s in statuses), default=0),
             "answered": len(statuses),
         }
@@ -205,7 +207,8 @@ class Service:
         if seen["unusual"] and seen["quiet_ms"] < self._config.detection.open_stall_ms + IDLE_MARGIN_MS:
             return False
         silent_s = min(seen["silent_s"], time.monotonic() - self._started_s)  # an actor was silent while it was built, too
-        return bool(silent_s >= (self._until_idle_s or 0.0))
+        needed_s = self._until_idle_s or 0.0
+        return bool(silent_s >= (needed_s if seen["received"] else max(needed_s, FIRST_RECORD_WAIT_S)))
 
     # --- ending -----------------------------------------------------------------------------------------------------------
     def _end(self, supervisor: Supervisor, screen: StoryScreen, result: RunResult) -> None:

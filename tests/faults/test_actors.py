@@ -118,9 +118,10 @@ def test_a_session_actor_says_what_broke_it(tmp_path: Path) -> None:
 # --- under Ray ----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def ray_runtime() -> Iterator[None]:
+    others = set(psutil.Process().children(recursive=True))  # brokers that other tests share
     runtime = RayRuntime()
     runtime.start()
-    own = psutil.Process().children(recursive=True)
+    own = [process for process in psutil.Process().children(recursive=True) if process not in others]
     yield
     runtime.stop()
     _, alive = psutil.wait_procs(own, timeout=10)

@@ -160,6 +160,6 @@ def test_an_outage_is_no_silence(kafka_cluster: Cluster, tmp_path: Path) -> None
         time.sleep(frozen_s)
         assert run.process.poll() is None
         kafka.resume(0)
-        Confluent().produce(kafka.servers, TELEMETRY, [(b"d", event)])
+        Confluent({"enable.idempotence": "true"}).produce(kafka.servers, TELEMETRY, [(b"d", event)])
         assert run.end() == 0, run.err
     assert json.loads(report.read_bytes())["ledger"]["received"] == 1

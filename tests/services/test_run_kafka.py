@@ -143,7 +143,7 @@ def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaClu
         Confluent().produce(topics.servers, topics.name, runs.singles(second, None))
         assert reading.end() == 0, reading.err
     records = topics.log()
-    assert [bool(of_partition) for of_partition in records.values()] == [True] * 5
+    assert {partition for partition, of_partition in records.items() if of_partition} >= {0, 1, 3, 4}, "devices have moved; none belongs to partition 2"
     expected = runs.expected_of(records, idle_ms=4_000, grace_ms=600, open_stall_ms=1_000, timeout_ms=2_500)
     assert expected.ledger()["received"] == sum(bool(line.strip()) for half in halves for line in half.split(b"\n"))
     assert {session["end_reason"] for session in expected.sessions} == {"stop", "timeout"}

@@ -173,7 +173,10 @@ class KafkaClient:
 
     def start(self, coro: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
         """Run there without waiting."""
-        self.net.call_soon_with_future(coro, *arguments)
+        try:
+            self.net.call_soon_with_future(coro, *arguments)
+        except RuntimeError:
+            raise LogClosed(_CLOSED) from None
 
     def ask(self, request: Any, node_id: Any = None, *, wait_s: float = CALL_WAIT_S) -> Any:
         """An answer, whoever gives it (or ``node_id``); repeated while connections break. ``LogUnreachable`` after ``wait_s``."""
@@ -285,14 +288,16 @@ class KafkaClient:
         """The broker that leads a partition, as far as is known."""
         cluster = (of or self.control).cluster
         if topic not in cluster._topics:  # noqa: SLF001 - ``add_topic`` asks for an update each time
-            cluster.add_topic(topic)
+            with suppress(RuntimeError):  # closed: nobody is left to ask
+                cluster.add_topic(topic)
         found = cluster.leader_for_partition(TopicPartition(topic, partition))
         return None if found is None or found < 0 else int(found)
 
     def refresh(self) -> None:
         """Ask for metadata soon."""
-        for manager in (self.control, self.fetching):
-            manager.cluster.request_update()
+        with suppress(RuntimeError):  # as above
+            for manager in (self.control, self.fetching):
+                manager.cluster.request_update()
 
     # --- ending -------------------------------------------------------------------------------------------------------
     @property

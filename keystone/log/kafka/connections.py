@@ -121,6 +121,12 @@ class _Receiving:
 
     _sock: Any
 
+    def _sock_send(self) -> tuple[int, Exception | None]:
+        sent, error = super()._sock_send()  # type: ignore[misc]
+        if error is not None and self._sock is not None:
+            error = self._sock_recv()[1] or error  # such as an alert that came before the hang-up
+        return sent, error
+
     def _sock_recv(self) -> tuple[bytes, Exception | None]:
         received: list[bytes] = []
         while True:

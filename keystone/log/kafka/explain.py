@@ -75,7 +75,7 @@ def reason_of(error: BaseException, server: str, config: KafkaConfig) -> Reason:
     if step == "name":
         return _of_name(cause, server)
     if isinstance(cause, ssl.SSLError):
-        return _of_tls(cause, server, config)
+        return _of_tls(step, cause, server, config)
     if step == "connect":
         return _of_connecting(cause, waited)
     if isinstance(cause, errors.InvalidReceiveError):
@@ -131,16 +131,16 @@ def _of_connecting(cause: BaseException, waited: str) -> Reason:
     return Reason(f"cannot be reached ({what})", "correct host and port, or look at the network")
 
 
-def _of_tls(cause: ssl.SSLError, server: str, config: KafkaConfig) -> Reason:
+def _of_tls(step: Step | None, cause: ssl.SSLError, server: str, config: KafkaConfig) -> Reason:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return _of_certificate(cause, server, config)
-    why = f"{cause.reason or _plain(cause)}"
+    why = str(getattr(cause, "reason", None) or _plain(cause))
     if any(word in why for word in _NOT_TLS):
         return _not_tls("does not speak TLS", config)
     if any(word in why for word in _OLD_TLS):
         return Reason(f"agrees on no version or cipher of TLS ({why})", "let the broker offer TLS 1.2 or 1.3 (ssl.enabled.protocols)")
     if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
-        return _of_hanging_up("tls", config)
+        return _of_hanging_up(step, config)
     if config.tls_cert_file:
         return Reason(f"refuses the certificate of kafka.tls_cert_file = {config.tls_cert_file} ({why})", "use one that the brokers' authority signed")
     return Reason(f"wants a certificate of this client ({why})", "set kafka.tls_cert_file and kafka.tls_key_file")
@@ -238,9 +238,13 @@ def _of_hanging_up(step: Step | None, config: KafkaConfig) -> Reason:  # noqa: P
         return Reason("hangs up at the first request, as ports with a login do", f"set kafka.security_protocol = {wanted}, or name the port without a login")
     if step == "versions" and not has_tls:
         return Reason("hangs up before it answers", f"if it wants TLS there, set kafka.security_protocol = {_with_tls(config)}; else correct the port")
-    if step == "versions" and not config.tls_cert_file:
-        cure = "if it wants a certificate of this client, set kafka.tls_cert_file and kafka.tls_key_file; else correct the port"
-        return Reason("hangs up after the TLS handshake", cure)
+    if step == "versions":
+        wanted = (
+            f"use a certificate that it accepts (kafka.tls_cert_file = {config.tls_cert_file})"
+            if config.tls_cert_file
+            else ("if it wants a certificate of this client, set kafka.tls_cert_file and kafka.tls_key_file")
+        )
+        return Reason("hangs up after the TLS handshake", f"{wanted}; else correct the port")
     return Reason("hangs up", "look at the broker's log")
 
 
