@@ -157,7 +157,9 @@ class Broker:
             elif key == SaslAuthenticateRequest.API_KEY:
                 code, said = self.login(turn, request)
                 turn += 1
-                answer = SaslAuthenticateResponse(version=version, error_code=code, error_message="the password is canary-said", auth_bytes=said, session_lifetime_ms=0)
+                answer = SaslAuthenticateResponse(
+                    version=version, error_code=code, error_message="the password is canary-said", auth_bytes=said, session_lifetime_ms=0
+                )
             elif key == MetadataRequest.API_KEY and self.asked.count(key) <= self.well:
                 answer = self._metadata(version)
             else:

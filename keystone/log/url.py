@@ -61,11 +61,11 @@ def parse_log_url(text: str, *, topic: str = TELEMETRY_TOPIC) -> LogUrl:
     """The URL in parts. ``topic`` is the one meant where a Kafka URL names none. ``UsageError`` says what is wrong."""
     if text.startswith(URL_SCHEME):
         return EmbeddedUrl(directory_of(text).absolute())
+    if "@" in text.partition("://")[2].partition("/")[0]:
+        raise UsageError("a log's URL holds no user and no password: set kafka.sasl_username and kafka.sasl_password_file")
     if not text.startswith(KAFKA_SCHEME):
         raise UsageError(f"log {text!r} is neither embedded: nor kafka://: write it as {EXAMPLE}")
     places, slash, name = text.removeprefix(KAFKA_SCHEME).partition("/")
-    if "@" in places:
-        raise UsageError("a log's URL holds no user and no password: set kafka.sasl_username and kafka.sasl_password_file")
     servers = tuple(dict.fromkeys(_server(text, place.strip()) for place in places.split(",")))
     chosen = name if slash and name else topic
     if not _TOPIC.fullmatch(chosen) or chosen in {".", ".."}:

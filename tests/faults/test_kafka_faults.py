@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.kafka_faults import TELEMETRY, FaultRun, create_topics, delete_records, delete_topic, events_of, move_leaders_back, url_of
+from tests.faults.kafka_faults import TELEMETRY, FaultRun, create_topics, delete_records, delete_topic, events_of, move_leaders_back, url_of, wait_in_sync
 from tests.kafka_server import KafkaCluster
 from tests.rdkafka import Confluent
 from tests.services.runs import Command, log_of
@@ -29,8 +29,8 @@ def test_a_broker_that_is_killed_and_restarted(kafka_cluster: Cluster, tmp_path:
     kafka = kafka_cluster()
     with FaultRun(kafka, tmp_path) as run:
         run.wait_flowing()
+        kafka.kill(0)
         with run.fault("kill -9, restart"):
-            kafka.kill(0)
             time.sleep(0.5)
             kafka.restart(0)
         run.end().assert_well(record_property)
@@ -41,11 +41,12 @@ def test_a_leader_of_three_that_is_killed_and_leaders_that_move_back(kafka_clust
     with FaultRun(kafka, tmp_path, actors=2, seconds=18) as run:
         run.wait_flowing()
         lost = run.led_by(0)
+        kafka.kill(0)
         with run.fault("kill -9 of one of three", lost):
-            kafka.kill(0)
             run.wait_flowing()
         assert not run.led_by(0)
         kafka.restart(0)
+        wait_in_sync(kafka.servers, TELEMETRY)
         with run.fault("leaders move back", lost):
             move_leaders_back(kafka.servers, TELEMETRY)
         assert run.led_by(0) == lost
@@ -56,8 +57,8 @@ def test_a_lone_broker_that_is_frozen(kafka_cluster: Cluster, tmp_path: Path, re
     kafka = kafka_cluster()
     with FaultRun(kafka, tmp_path, seconds=18) as run:
         run.wait_flowing()
+        kafka.pause(0)
         with run.fault("frozen for 10 s"):
-            kafka.pause(0)
             time.sleep(FROZEN_S)
             kafka.resume(0)
         run.end().assert_well(record_property)
@@ -68,8 +69,8 @@ def test_a_leader_of_three_that_is_frozen(kafka_cluster: Cluster, tmp_path: Path
     with FaultRun(kafka, tmp_path, actors=2, seconds=18) as run:
         run.wait_flowing()
         lost = run.led_by(0)
+        kafka.pause(0)
         with run.fault("one of three frozen for 10 s", lost):
-            kafka.pause(0)
             time.sleep(FROZEN_S)
             kafka.resume(0)
         run.end().assert_well(record_property)
@@ -80,8 +81,8 @@ def test_a_broker_that_restarts_again_and_again_under_records_in_flight(kafka_cl
     with FaultRun(kafka, tmp_path, eps=10_000, seconds=20) as run:
         run.wait_flowing()
         for end in (kafka.stop, kafka.kill, kafka.stop, kafka.kill):
+            end(0)
             with run.fault(f"{end.__name__}, restart"):
-                end(0)
                 kafka.restart(0)
             run.wait_flowing()
         run.end().assert_well(record_property)
@@ -93,8 +94,8 @@ def test_a_topic_that_is_deleted_under_the_reader_and_made_anew(kafka_cluster: C
     kafka = kafka_cluster()
     with FaultRun(kafka, tmp_path, seconds=12 + round(gone_s)) as run:
         run.wait_flowing()
+        delete_topic(kafka.servers, TELEMETRY)
         with run.fault(f"deleted, made anew after {gone_s:.0f} s"):
-            delete_topic(kafka.servers, TELEMETRY)
             spent_s = run.spent_s()
             time.sleep(gone_s)
             assert run.spent_s() - spent_s < max(1.0, gone_s), "two processes spin"
@@ -102,10 +103,9 @@ def test_a_topic_that_is_deleted_under_the_reader_and_made_anew(kafka_cluster: C
             create_topics(run.url)
         outcome = run.end()
         gaps = outcome.assert_gaps(record_property, "recreated")
-        before = outcome.lake_log(gone_ms)
-        outcome.assert_ledger_and_law(outcome.log, before)
+        outcome.assert_ledger_and_law(outcome.log, since_ms=gone_ms)
         for partition, gap in gaps.items():
-            read = {offset for place, offset, *_ in before if place == partition}
+            read = {offset for place, offset, *_ in outcome.read_before(gone_ms) if place == partition}
             assert read == set(range(gap[0]))
         assert outcome.report["ledger"]["applied"] <= outcome.sent["acknowledged"]  # what was acknowledged and not read yet went with the topic
 
@@ -116,8 +116,8 @@ def test_retention_that_passes_the_reader(kafka_cluster: Cluster, tmp_path: Path
     with FaultRun(kafka, tmp_path) as run:
         run.wait_flowing()
         [actor] = run.session_actors()
+        actor.suspend()
         with run.fault("retention passes the reader"):
-            actor.suspend()
             begin = run.ends()
             while any(end < begin[partition] + 500 for partition, end in run.ends().items()):
                 time.sleep(0.05)
@@ -141,8 +141,8 @@ def test_frozen_brokers_of_the_actions_alone(kafka_cluster: Cluster, tmp_path: P
     hasty = ["--set", "kafka.request_timeout_ms=1500", "--set", "kafka.delivery_timeout_ms=2500"]
     with FaultRun(kafka, tmp_path, actions=actions, options=hasty, seconds=18) as run:
         run.wait_flowing()
+        actions.pause(0)
         with run.fault("brokers of the actions frozen for 10 s"):
-            actions.pause(0)
             time.sleep(FROZEN_S)
             actions.resume(0)
         run.end().assert_well(record_property)

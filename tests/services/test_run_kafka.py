@@ -131,7 +131,7 @@ def test_every_alert_that_two_simulations_expect_is_sent_once_and_no_other(kafka
 def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaCluster, topic_name: str, tmp_path: Path) -> None:
     topics = Topics.made(kafka.servers, topic_name, partitions=2)
     first, second = halves = split(dirty_text(7, 2_000, broken_share=0), 800)
-    watched = ("--lake", str(tmp_path / "lake"), "--until-idle", "4", "--report", str(tmp_path / "report.json"), "--session-actors", "2")
+    watched = ("--lake", str(tmp_path / "lake"), "--until-idle", "8", "--report", str(tmp_path / "report.json"), "--session-actors", "2")
     limits = QUICK | {"session.timeout_ms": 2_500, "kafka.metadata_max_age_ms": 500}
     with runs.Command("run", "--log", topics.url, *watched, *runs.settings(topics.names | limits)) as reading:
         reading.wait_for("reading kafka://")
@@ -144,7 +144,7 @@ def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaClu
         assert reading.end() == 0, reading.err
     records = topics.log()
     assert {partition for partition, of_partition in records.items() if of_partition} >= {0, 1, 3, 4}, "devices have moved; none belongs to partition 2"
-    expected = runs.expected_of(records, idle_ms=4_000, grace_ms=600, open_stall_ms=1_000, timeout_ms=2_500)
+    expected = runs.expected_of(records, idle_ms=8_000, grace_ms=600, open_stall_ms=1_000, timeout_ms=2_500)
     assert expected.ledger()["received"] == sum(bool(line.strip()) for half in halves for line in half.split(b"\n"))
     assert {session["end_reason"] for session in expected.sessions} == {"stop", "timeout"}
     runs.assert_alerts(topics.alerts(), expected)

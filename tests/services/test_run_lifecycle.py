@@ -102,7 +102,7 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
     topics = Topics.made(kafka.servers, topic_name)
     lines = dirty_text(3, 2_400, broken_share=0.05).split(b"\n")
     parts = [b"\n".join(lines[at : at + 600]) for at in range(0, len(lines), 600)]
-    words = ("--lake", str(tmp_path / "lake"), "--until-idle", "2", "--session-actors", "2", "--report", str(tmp_path / "report.json"))
+    words = ("--lake", str(tmp_path / "lake"), "--until-idle", "5", "--session-actors", "2", "--report", str(tmp_path / "report.json"))
     with Command("run", "--log", topics.url, *words, *runs.settings(topics.names | QUICK | {"lake.file_age_max_ms": 300}), env=own_tmp) as run:
         run.wait_for("reading kafka://")
         for part in parts[:2]:
@@ -119,7 +119,7 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
         Confluent().produce(topics.servers, topics.name, runs.singles(parts[3], None))
         assert run.end() == 0, run.err
         assert "died and was restarted" in run.err
-    expected = runs.expected_of(topics.log(), idle_ms=2_000, grace_ms=600, open_stall_ms=1_000)
+    expected = runs.expected_of(topics.log(), idle_ms=5_000, grace_ms=600, open_stall_ms=1_000)
     runs.assert_alerts(topics.alerts(), expected)
     runs.assert_sessions(tmp_path / "lake-sessions", expected)
     runs.assert_lake(tmp_path / "lake", expected)

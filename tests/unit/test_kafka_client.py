@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from kafka.protocol.metadata import MetadataRequest
 from keystone.config import KafkaConfig
 from keystone.errors import LogClosed, LogUnreachable, UsageError
 from keystone.log.kafka.client import EARLIEST, KafkaClient
-from tests.kafka_fakes import Broker, gone, silent
+from tests.kafka_fakes import Broker, gone, server, silent
 
 SLACK_S = 2.0  # of a busy machine
 WAIT_S_MAX = 20.0
@@ -52,13 +53,12 @@ def test_an_answer_is_waited_for_as_long_as_was_said(broken: Broker) -> None:
 @pytest.mark.parametrize("broken", [gone], indirect=True)
 def test_a_question_is_repeated_while_connections_break(broken: Broker) -> None:
     with closing(connected(broken)) as client:
-        asked: list[Any] = []
-        thread = threading.Thread(target=lambda: asked.append(client.ask(question(), wait_s=WAIT_S_MAX)))
-        thread.start()
+        answers: list[Any] = []
+        asking = Asking(lambda: answers.append(client.ask(question(), wait_s=WAIT_S_MAX)))
         until(lambda: broken.asked.count(3) > 5)
         broken.well = 1 << 30
-        thread.join(WAIT_S_MAX)
-        assert [len(answer.brokers) for answer in asked] == [1]
+        assert asking.end() is None
+        assert [len(answer.brokers) for answer in answers] == [1]
 
 
 def until(claim: Callable[[], bool]) -> None:
@@ -77,53 +77,55 @@ ASKING: list[Callable[[KafkaClient], Any]] = [
 ]
 
 
+class Asking(threading.Thread):
+    """Does something in a thread of its own; how that ended is ``error``."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.work = work
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, a test judges it
+            self.error = error
+
+    def end(self) -> BaseException | None:
+        self.join(WAIT_S_MAX)
+        assert not self.is_alive()
+        return self.error
+
+
 @pytest.mark.parametrize("ask", ASKING, ids=["ask", "ask one", "topic", "offsets", "run"])
 def test_closing_ends_every_wait(broken: Broker, ask: Callable[[KafkaClient], Any]) -> None:
     client = connected(broken)
-    caught: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            ask(client)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is judged below
-            caught.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
+    asking = Asking(lambda: ask(client))
     time.sleep(0.3)
     began_s = time.monotonic()
     client.close()
-    thread.join(WAIT_S_MAX)
-    assert [type(error) for error in caught] == [LogClosed]
+    assert isinstance(asking.end(), LogClosed)
     assert time.monotonic() - began_s < SLACK_S
     client.close()
     with pytest.raises(LogClosed):
         ask(client)
 
 
+def ask_for_ever(client: KafkaClient) -> None:
+    while True:
+        client.ask(question())
+
+
 def test_closing_under_many_who_ask_leaves_nobody_waiting() -> None:
-    with Broker().listening() as place:
+    broker = Broker()
+    with broker.listening():
         for _ in range(15):
-            client = KafkaClient([place], KafkaConfig())
-            client.connect()
-            caught: list[BaseException] = []
-
-            def ask(client: KafkaClient = client, caught: list[BaseException] = caught) -> None:
-                try:
-                    while True:
-                        client.ask(question())
-                except BaseException as error:  # noqa: BLE001 - as above
-                    caught.append(error)
-
-            threads = [threading.Thread(target=ask) for _ in range(6)]
-            for thread in threads:
-                thread.start()
-            closers = [threading.Thread(target=client.close) for _ in range(2)]
-            for thread in closers:
-                thread.start()
-            for thread in (*threads, *closers):
-                thread.join(WAIT_S_MAX)
-            assert [type(error) for error in caught] == [LogClosed] * 6
+            client = connected(broker)
+            asking = [Asking(partial(ask_for_ever, client)) for _ in range(6)]
+            closing_ = [Asking(client.close) for _ in range(2)]
+            assert [type(one.end()) for one in asking] == [LogClosed] * 6
+            assert [one.end() for one in closing_] == [None] * 2
 
 
 def test_whoever_waits_on_the_thread_of_input_and_output_is_told() -> None:
@@ -136,26 +138,14 @@ def test_whoever_waits_on_the_thread_of_input_and_output_is_told() -> None:
             client.run(wait)
 
 
-def test_closing_while_a_name_is_looked_up_or_a_handshake_waits() -> None:
-    with Broker(behaves=silent).listening() as place:
+def test_closing_while_a_handshake_waits() -> None:
+    with server(silent) as place:
         for settings in ({"security_protocol": "SSL"}, {}):
             client = KafkaClient([place], KafkaConfig(**settings))
-            caught: list[BaseException] = []
-
-            def connect(client: KafkaClient = client, caught: list[BaseException] = caught) -> None:
-                try:
-                    client.connect()
-                    client.run(client.net.sleep, 60)
-                except BaseException as error:  # noqa: BLE001 - as above
-                    caught.append(error)
-
-            thread = threading.Thread(target=connect)
-            thread.start()
+            connecting = Asking(client.connect)
             time.sleep(0.3)
             client.close()
-            thread.join(WAIT_S_MAX)
-            assert len(caught) == 1
-            assert isinstance(caught[0], (LogClosed, UsageError))
+            assert isinstance(connecting.end(), (LogClosed, UsageError))
 
 
 def test_a_broker_that_fails_while_in_use_is_told_of_once_and_again_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
@@ -171,16 +161,16 @@ def test_a_broker_that_fails_while_in_use_is_told_of_once_and_again_when_it_is_b
         with closing(connected(broker, **config)) as client:
             refuses.set()
             hang_up(client)
-            with pytest.raises(LogUnreachable, match="no answer within 2 s: .* refuses user 'u' or the password"):
+            with pytest.raises(LogUnreachable, match=r"no answer within 2 s: .* refuses user 'u' or the password"):
                 client.ask(question(), wait_s=2)
             logins = broker.asked.count(36)
             refuses.clear()
             client.ask(question(), wait_s=WAIT_S_MAX)
     assert logins < 20  # with pauses that grow
     told = [record.getMessage() for record in caplog.records if record.name == "keystone.log.kafka"]
+    refusal = "SERVER: refuses user 'u' or the password (PLAIN): correct kafka.sasl_username, or KEYSTONE_KAFKA__SASL_PASSWORD"
     assert [re.sub(r"127\.0\.0\.1:\d+", "SERVER", line) for line in told] == [
-        "broker 0 cannot be used, which is tried on and on: SERVER: refuses user 'u' or the password (PLAIN):"
-        " correct kafka.sasl_username, or KEYSTONE_KAFKA__SASL_PASSWORD",
+        f"broker 0 cannot be used, which is tried on and on: {refusal}",
         "broker 0 is reached again at SERVER",
     ]
     assert place
@@ -202,9 +192,9 @@ def test_a_server_that_knows_no_broker_yet() -> None:
             answer.brokers = []
             return answer
 
-    with Starting().listening() as place, closing(KafkaClient([place], KafkaConfig())) as client:
-        with pytest.raises(UsageError, match="answers, but knows no broker of its cluster yet: wait until it has started"):
-            client.connect()
+    told = pytest.raises(UsageError, match="answers, but knows no broker of its cluster yet: wait until it has started")
+    with Starting().listening() as place, closing(KafkaClient([place], KafkaConfig())) as client, told:
+        client.connect()
 
 
 def test_a_broker_that_is_advertised_in_vain_beside_one_that_is_not(caplog: pytest.LogCaptureFixture) -> None:
@@ -221,8 +211,6 @@ def test_a_broker_that_is_advertised_in_vain_beside_one_that_is_not(caplog: pyte
     with Two().listening() as place, closing(KafkaClient([place], KafkaConfig())) as client:
         client.connect()
         client.ask(question())
-        with pytest.raises(LogUnreachable, match="127.0.0.1:1: nothing listens there"):
+        with pytest.raises(LogUnreachable, match=r"127\.0\.0\.1:1: nothing listens there"):
             client.ask(question(), 1, wait_s=0.5)
         assert "broker 1 cannot be used, which is tried on and on: 127.0.0.1:1: nothing listens there" in caplog.text
-
-

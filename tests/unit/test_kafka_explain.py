@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 import socket
 import ssl
@@ -57,14 +57,18 @@ def test_a_server_that_is_no_broker(answer: Answer, line: str) -> None:
         assert refusal(place, connect_timeout_ms=QUICK_MS) == line
 
 
+OLD_TLS = "let the broker offer TLS 1.2 or 1.3 (ssl.enabled.protocols)"
+OTHER_PORT = "name the broker's TLS port, or set kafka.security_protocol = PLAINTEXT for this one"
+
+
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
         (silent, "SERVER: takes the connection, but does not answer the TLS handshake within 1 s: correct the port, or look at the broker"),
-        (hanging_up, "SERVER: hangs up during the TLS handshake, as ports without TLS do: name the broker's TLS port, or set kafka.security_protocol = PLAINTEXT for this one"),
-        (http, "SERVER: does not speak TLS: name the broker's TLS port, or set kafka.security_protocol = PLAINTEXT for this one"),
-        (ssh, "SERVER: does not speak TLS: name the broker's TLS port, or set kafka.security_protocol = PLAINTEXT for this one"),
-        (alert(70), "SERVER: agrees on no version or cipher of TLS (TLSV1_ALERT_PROTOCOL_VERSION): let the broker offer TLS 1.2 or 1.3 (ssl.enabled.protocols)"),
+        (hanging_up, f"SERVER: hangs up during the TLS handshake, as ports without TLS do: {OTHER_PORT}"),
+        (http, f"SERVER: does not speak TLS: {OTHER_PORT}"),
+        (ssh, f"SERVER: does not speak TLS: {OTHER_PORT}"),
+        (alert(70), f"SERVER: agrees on no version or cipher of TLS (TLSV1_ALERT_PROTOCOL_VERSION): {OLD_TLS}"),
         (alert(40), "SERVER: wants a certificate of this client (SSLV3_ALERT_HANDSHAKE_FAILURE): set kafka.tls_cert_file and kafka.tls_key_file"),
     ],
     ids=["silent", "hanging up", "http", "ssh", "old tls", "handshake failure"],
@@ -74,25 +78,21 @@ def test_a_server_that_is_spoken_to_by_tls(answer: Answer, line: str) -> None:
         assert refusal(place, security_protocol="SSL", connect_timeout_ms=QUICK_MS) == line
 
 
+HANGS_UP = "SERVER: hangs up at the first request, as ports with a login do: set kafka.security_protocol = {}, or name the port without a login"
+OTHER_VERSION = "SERVER: speaks another version of Kafka's protocol ({}): use brokers of Kafka 2.1 or newer that this program's kafka-python knows"
+
+
 @pytest.mark.parametrize(
     ("broker", "line"),
     [
-        (
-            Broker(is_confused=True),
-            "SERVER: speaks another version of Kafka's protocol (it knows no version of the first request):"
-            " use brokers of Kafka 2.1 or newer that this program's kafka-python knows",
-        ),
-        (
-            Broker(offered=ANCIENT),
-            "SERVER: speaks another version of Kafka's protocol (Produce up to version 2, and 7 is needed):"
-            " use brokers of Kafka 2.1 or newer that this program's kafka-python knows",
-        ),
+        (Broker(is_confused=True), OTHER_VERSION.format("it knows no version of the first request")),
+        (Broker(offered=ANCIENT), OTHER_VERSION.format("Produce up to version 2, and 7 is needed")),
         (Broker(offered={1: 16, 18: 4}), "SERVER: takes no Produce requests, as controllers do not: name a broker's address, not a controller's"),
-        (Broker(well=0), "SERVER: hangs up at the first request, as ports with a login do: set kafka.security_protocol = SASL_PLAINTEXT, or name the port without a login"),
+        (Broker(well=0), HANGS_UP.format("SASL_PLAINTEXT")),
         (Broker(well=0, behaves=silent), "SERVER: takes the connection, but does not answer the first request within 1 s: look at the broker"),
     ],
     ids=["confused", "ancient", "controller", "hangs up", "silent"],
-)  # fmt: skip
+)
 def test_a_broker_that_is_none_for_us(broker: Broker, line: str) -> None:
     with broker.listening() as place:
         assert refusal(place, connect_timeout_ms=QUICK_MS) == line
@@ -187,7 +187,7 @@ def test_addresses_that_a_broker_advertises_in_vain() -> None:
         )
     with black_hole() as hole, Broker(advertised=hole).listening() as place:
         line = refusal(place, connect_timeout_ms=QUICK_MS)
-        assert f"sends clients to {hole} (broker 0), and that does not answer within 1 s: correct advertised.listeners"  in line
+        assert f"sends clients to {hole} (broker 0), and that does not answer within 1 s: correct advertised.listeners" in line
     with Broker(advertised="no-such-host.invalid:9092").listening() as place:
         line = refusal(place, allow_plaintext=True)
         assert "sends clients to no-such-host.invalid:9092 (broker 0), and that cannot be used: " in line
@@ -204,7 +204,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, str
     return made, str(path)
 
 
-def tls_server(certificate: trustme.LeafCert, *, client_authority: trustme.CA | None = None, versions: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+def tls_server(
+    certificate: trustme.LeafCert, *, client_authority: trustme.CA | None = None, versions: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = versions
     certificate.configure_cert(context)
@@ -226,7 +228,7 @@ def test_a_certificate_of_another_host(authority: tuple[trustme.CA, str]) -> Non
 
 def test_a_certificate_that_is_out_of_date(authority: tuple[trustme.CA, str]) -> None:
     ca, path = authority
-    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    past = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
     with Broker().listening(tls_server(ca.issue_cert("127.0.0.1", not_after=past))) as place:
         assert refusal(place, security_protocol="SSL", tls_ca_file=path) == (
             "SERVER: its certificate is out of date (certificate has expired): renew it at the broker, or correct this machine's clock"
@@ -245,7 +247,9 @@ def test_a_certificate_of_another_authority(authority: tuple[trustme.CA, str]) -
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_certificate_of_the_client_that_is_missing_or_of_another_authority(authority: tuple[trustme.CA, str], tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_a_certificate_of_the_client_that_is_missing_or_of_another_authority(
+    authority: tuple[trustme.CA, str], tmp_path: Path, version: ssl.TLSVersion
+) -> None:
     ca, path = authority
     trustme.CA().issue_cert("client.test").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "other.pem"))
     with Broker().listening(tls_server(ca.issue_cert("127.0.0.1"), client_authority=ca, versions=version)) as place:
@@ -273,10 +277,11 @@ def test_any_error_at_any_step_is_one_line(step: Any, protocol: Any) -> None:
     from kafka import errors
 
     makers: list[Callable[[], BaseException]] = [
-        lambda: TimeoutError("a\nb"), lambda: OSError("a\nb"), lambda: ConnectionResetError(104, "Connection reset\nby peer"), lambda: ValueError("\r\n" * 500),
-        lambda: ssl.SSLError("x\ny"), lambda: ssl.SSLEOFError(8, "eof\n"), lambda: errors.KafkaConnectionError(ConnectionResetError("a\nb")), KeyError, RuntimeError,
+        lambda: TimeoutError("a\nb"), lambda: OSError("a\nb"), lambda: ConnectionResetError(104, "reset\nby peer"), lambda: ValueError("\r\n" * 500),
+        lambda: ssl.SSLError("x\ny"), lambda: ssl.SSLEOFError(8, "eof\n"), lambda: errors.KafkaConnectionError(ConnectionResetError("a\nb")),
         lambda: errors.InvalidReceiveError("Invalid frame length: -1"), lambda: errors.InvalidReceiveError("x\n"), errors.SaslAuthenticationFailedError,
         errors.KafkaTimeoutError, errors.RequestTimedOutError, errors.CorrelationIdError, errors.ClusterAuthorizationFailedError, errors.UnknownError,
+        KeyError, RuntimeError,
     ]  # fmt: skip
     for make in makers:
         error = make() if step is None else StepFailed(step, make())

@@ -50,35 +50,35 @@ SASL = {"security_protocol": "SASL_SSL", "sasl_username": "u"}
 NO_PASSWORD = "kafka.sasl_mechanism = SCRAM-SHA-512 needs a password: name a file by kafka.sasl_password_file, or set KEYSTONE_KAFKA__SASL_PASSWORD"
 
 
+NO_TLS = "kafka.{} is set, but kafka.security_protocol = {} has no TLS: set it to {}"
+NO_LOGIN = "{} is set, but kafka.security_protocol = {} has no login: set it to SASL_SSL"
+NO_CERTIFICATE = "kafka.{} is set, but no certificate: name its file by kafka.tls_cert_file"
+NO_COMMAND = 'kafka.sasl_mechanism = OAUTHBEARER needs kafka.oauth_token_command, such as ["get-token", "--audience", "kafka"]'
+TWO_PASSWORDS = "both KEYSTONE_KAFKA__SASL_PASSWORD and kafka.sasl_password_file are set: remove one of them"
+OTHER_MECHANISM = "kafka.oauth_token_command is set, but kafka.sasl_mechanism = SCRAM-SHA-512: set that to OAUTHBEARER"
+NO_UTF8 = "KEYSTONE_KAFKA__SASL_PASSWORD is not UTF-8 text: correct it, or write the password into a file (kafka.sasl_password_file)"
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"tls_ca_file": "ca.pem"}, "kafka.tls_ca_file is set, but kafka.security_protocol = PLAINTEXT has no TLS: set it to SSL"),
-        (
-            {"security_protocol": "SASL_PLAINTEXT", "tls_cert_file": "c.pem"},
-            "kafka.tls_cert_file is set, but kafka.security_protocol = SASL_PLAINTEXT has no TLS: set it to SASL_SSL",
-        ),
-        ({"tls_ca_file": "ca.pem", "sasl_username": "u"}, "kafka.tls_ca_file is set, but kafka.security_protocol = PLAINTEXT has no TLS: set it to SASL_SSL"),
-        ({"sasl_username": "u"}, "kafka.sasl_username is set, but kafka.security_protocol = PLAINTEXT has no login: set it to SASL_SSL"),
-        ({"sasl_password": PASSWORD}, "KEYSTONE_KAFKA__SASL_PASSWORD is set, but kafka.security_protocol = PLAINTEXT has no login: set it to SASL_SSL"),
-        ({"security_protocol": "SSL", "oauth_token_command": ["x"]}, "kafka.oauth_token_command is set, but kafka.security_protocol = SSL has no login: set it to SASL_SSL"),
-        ({"security_protocol": "SSL", "tls_key_file": "k"}, "kafka.tls_key_file is set, but no certificate: name its file by kafka.tls_cert_file"),
-        ({"security_protocol": "SSL", "tls_key_password_file": "k"}, "kafka.tls_key_password_file is set, but no certificate: name its file by kafka.tls_cert_file"),
+        ({"tls_ca_file": "ca.pem"}, NO_TLS.format("tls_ca_file", "PLAINTEXT", "SSL")),
+        ({"tls_ca_file": "ca.pem", "sasl_username": "u"}, NO_TLS.format("tls_ca_file", "PLAINTEXT", "SASL_SSL")),
+        ({"security_protocol": "SASL_PLAINTEXT", "tls_cert_file": "c.pem"}, NO_TLS.format("tls_cert_file", "SASL_PLAINTEXT", "SASL_SSL")),
+        ({"sasl_username": "u"}, NO_LOGIN.format("kafka.sasl_username", "PLAINTEXT")),
+        ({"sasl_password": PASSWORD}, NO_LOGIN.format("KEYSTONE_KAFKA__SASL_PASSWORD", "PLAINTEXT")),
+        ({"security_protocol": "SSL", "oauth_token_command": ["x"]}, NO_LOGIN.format("kafka.oauth_token_command", "SSL")),
+        ({"security_protocol": "SSL", "tls_key_file": "k"}, NO_CERTIFICATE.format("tls_key_file")),
+        ({"security_protocol": "SSL", "tls_key_password_file": "k"}, NO_CERTIFICATE.format("tls_key_password_file")),
         ({"security_protocol": "SASL_SSL"}, "kafka.sasl_mechanism = SCRAM-SHA-512 needs kafka.sasl_username"),
         (SASL, NO_PASSWORD),
         (SASL | {"sasl_password": ""}, NO_PASSWORD),
-        (SASL | {"sasl_password": PASSWORD, "sasl_password_file": "f"}, "both KEYSTONE_KAFKA__SASL_PASSWORD and kafka.sasl_password_file are set: remove one of them"),
-        (SASL | {"oauth_token_command": ["x"]}, "kafka.oauth_token_command is set, but kafka.sasl_mechanism = SCRAM-SHA-512: set that to OAUTHBEARER"),
-        (
-            {"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER"},
-            'kafka.sasl_mechanism = OAUTHBEARER needs kafka.oauth_token_command, such as ["get-token", "--audience", "kafka"]',
-        ),
-        (
-            SASL | {"sasl_password": "canary\udcff"},
-            "KEYSTONE_KAFKA__SASL_PASSWORD is not UTF-8 text: correct it, or write the password into a file (kafka.sasl_password_file)",
-        ),
+        (SASL | {"sasl_password": PASSWORD, "sasl_password_file": "f"}, TWO_PASSWORDS),
+        (SASL | {"sasl_password": "canary\udcff"}, NO_UTF8),
+        (SASL | {"oauth_token_command": ["x"]}, OTHER_MECHANISM),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER"}, NO_COMMAND),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_go_together(settings: dict[str, Any], line: str) -> None:
     before = set(threading.enumerate())
     assert refusal(**settings) == line
@@ -340,7 +340,9 @@ def test_a_token_command_that_gives_none(program: str, line: str, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("command", "why"), [(("/no/such/command",), "No such file or directory"), (("/",), "Permission denied"), (("a\0b",), "it holds a letter")])
+@pytest.mark.parametrize(
+    ("command", "why"), [(("/no/such/command",), "No such file or directory"), (("/",), "Permission denied"), (("a\0b",), "it holds a letter")]
+)
 def test_a_token_command_that_is_none(command: tuple[str, ...], why: str) -> None:
     with pytest.raises(UsageError, match=why) as raised:
         run_token_command(command)
@@ -420,9 +422,17 @@ def everything_logged() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "login"), [("PLAIN", refused), ("PLAIN", nonsense), ("PLAIN", None), ("SCRAM-SHA-256", refused), ("SCRAM-SHA-512", impostor), ("OAUTHBEARER", refused),
-                             ("OAUTHBEARER", None)],
-)  # fmt: skip
+    ("mechanism", "login"),
+    [
+        ("PLAIN", refused),
+        ("PLAIN", nonsense),
+        ("PLAIN", None),
+        ("SCRAM-SHA-256", refused),
+        ("SCRAM-SHA-512", impostor),
+        ("OAUTHBEARER", refused),
+        ("OAUTHBEARER", None),
+    ],
+)
 def test_no_logger_writes_what_a_login_is_made_of(everything_logged: io.StringIO, mechanism: str, login: Any) -> None:
     settings: dict[str, Any] = {"sasl_username": "alice", "sasl_password": PASSWORD}
     if mechanism == "OAUTHBEARER":
@@ -443,7 +453,15 @@ def test_a_password_is_in_no_rendering_of_the_configuration() -> None:
     config = load(env={"KEYSTONE_KAFKA__SASL_PASSWORD": '["canary-secret"]'})
     assert config.kafka.sasl_password is not None
     assert config.kafka.sasl_password.get_secret_value() == '["canary-secret"]'
-    shown = [repr(config), str(config), config.model_dump_json(), str(config.model_dump()), str(config.model_dump(mode="json")), str(vars(config)), f"{config.kafka!r}"]
+    shown = [
+        repr(config),
+        str(config),
+        config.model_dump_json(),
+        str(config.model_dump()),
+        str(config.model_dump(mode="json")),
+        str(vars(config)),
+        f"{config.kafka!r}",
+    ]
     assert "canary" not in "".join(shown)
     again = pickle.loads(pickle.dumps(config))  # as it goes to actors
     assert again.kafka.sasl_password.get_secret_value() == '["canary-secret"]'

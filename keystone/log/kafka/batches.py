@@ -281,6 +281,8 @@ class Columns:
         self._places: I64 = np.empty((kernels.COLUMNS, 1024), np.int64)
         self._size = self._value_bytes = 0
         self.count = 0
+        self.events = 0  # lines of the values
+        self.has_append_times = True  # all of them; else some are the producers'
 
     @property
     def size_bytes(self) -> int:
@@ -291,7 +293,8 @@ class Columns:
         """Begin anew in the same memory, which whoever polled last may no longer use."""
         if self._text.size > _KEPT_BYTES_MAX:
             self._text = np.empty(1 << 20, np.uint8)
-        self._size = self._value_bytes = self.count = 0
+        self._size = self._value_bytes = self.count = self.events = 0
+        self.has_append_times = True
 
     def take(self, batch: Batch, wanted_offset: int) -> None:
         """Add the records of ``batch`` from ``wanted_offset`` on. Raises ``BadBatch``, and nothing was added then."""
@@ -309,7 +312,10 @@ class Columns:
         )  # fmt: skip
         if count == kernels.MALFORMED:
             raise BadBatch("its records do not fit into it")
-        self._value_bytes += int((self._places[kernels.ENDS, self.count : count] - self._places[kernels.STARTS, self.count : count]).sum())
+        starts, ends = self._places[kernels.STARTS, self.count : count], self._places[kernels.ENDS, self.count : count]
+        self._value_bytes += int((ends - starts).sum())
+        self.events += int(kernels.count_events(self._text, starts, ends))
+        self.has_append_times &= batch.has_append_time
         self._size, self.count = start + size, count
 
     def _make_room(self, size: int, records: int) -> None:
@@ -344,6 +350,18 @@ def varint(value: int) -> bytes:
         bits >>= 7
     out.append(bits)
     return bytes(out)
+
+
+def _varint_at(text: bytearray, at: int) -> tuple[int, int]:
+    """A zigzag varint of ours at ``text[at]``, and where it ends."""
+    bits = shift = 0
+    while True:
+        byte = text[at]
+        at += 1
+        bits |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return (bits >> 1) ^ -(bits & 1), at
 
 
 _NULL: Final = varint(-1)
@@ -387,6 +405,23 @@ class BatchBuilder:
             self.records += value
         self.records += tail
         self.count += 1
+
+    def split(self, at: int) -> BatchBuilder:
+        """Cut off the records from number ``at`` on and return them as a batch of their own. Rare, so record by record."""
+        rest, cut, end = BatchBuilder(), len(self.records), 0
+        for number in range(self.count):
+            begin = end
+            length, body = _varint_at(self.records, begin)
+            end = body + length
+            if number >= at:
+                cut = min(cut, begin)
+                _, behind = _varint_at(self.records, body + 2)  # its number, behind attributes and time
+                head = b"\x00\x00" + varint(number - at)
+                rest.records += varint(len(head) + end - behind) + head
+                rest.records += self.records[behind:end]
+        rest.count, self.count = self.count - at, at
+        del self.records[cut:]
+        return rest
 
     def encode(self, codec: str, *, now_ms: int, producer_id: int, producer_epoch: int, sequence: int) -> bytearray:
         """The batch as a produce request carries it."""

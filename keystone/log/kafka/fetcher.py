@@ -63,9 +63,9 @@ class Place:
     fault: KeystoneError | None = None
     is_closed: bool = False
 
-    def move(self, offset: int, topic_id: Any) -> None:
+    def move(self, offset: int) -> None:
         """Begin anew at ``offset``."""
-        self.next_offset, self.topic_id = offset, topic_id
+        self.next_offset = offset
         self.generation += 1
         self.chunks.clear()
         self.chunk_bytes = self.cut_offs = self.empty_since_ms = 0
@@ -162,7 +162,7 @@ class Fetcher:
                 self._busy.add(leader)
                 for place in ours:  # of several readers of one partition, the one that waits longest: a fetch names a partition once
                     place.is_fetching, place.fetched_s = True, now_s
-                self._client.start(self._fetch, leader, ours)
+                self._client.start(self._fetch, leader, ours, room // len(by_leader))
         return again_s
 
     def _was_made_anew(self, place: Place) -> bool:
@@ -172,25 +172,26 @@ class Fetcher:
     def _without_leader(self, place: Place, now_s: float) -> None:
         """No leader is known: not asked yet, an election, a topic that was deleted, or one made anew."""
         cluster = self._client.fetching.cluster
-        place.not_before_s = now_s + (MISSING_RETRY_S if self._was_known else UNASKED_RETRY_S)
-        if self._was_made_anew(place):
-            self._fail(
-                place, LogRecreated(f"topic {self._topic!r} was deleted and made anew: offset {place.next_offset} of partition {place.partition} is gone")
-            )
-        elif self._topic in cluster.unauthorized_topics:
-            self._fail(place, explain.not_allowed("read", self._topic, self._config))
-        else:
-            is_missing = self._was_known and cluster.partitions_for_topic(self._topic) is None
-            if is_missing and not self.metrics.is_missing:
-                log.warning("topic %s is not there: waiting for it", self._topic)
-            self.metrics.is_missing = is_missing
-            cluster.request_update()
+        with place.changed:
+            place.not_before_s = now_s + (MISSING_RETRY_S if self._was_known else UNASKED_RETRY_S)
+            if self._was_made_anew(place):
+                what = f"topic {self._topic!r} was deleted and made anew: offset {place.next_offset} of partition {place.partition} is gone"
+                self._fail(place, LogRecreated(what))
+                return
+            if self._topic in cluster.unauthorized_topics:
+                self._fail(place, explain.not_allowed("read", self._topic, self._config))
+                return
+        is_missing = self._was_known and cluster.partitions_for_topic(self._topic) is None
+        if is_missing and not self.metrics.is_missing:
+            log.warning("topic %s is not there: waiting for it", self._topic)
+        self.metrics.is_missing = is_missing
+        cluster.request_update()
 
-    async def _fetch(self, leader: int, places: list[Place]) -> None:
+    async def _fetch(self, leader: int, places: list[Place], room: int) -> None:
         asked = [(place, place.generation, place.next_offset) for place in places]
         sent_ms, began_s = int(time.time() * 1_000), time.monotonic()
         try:
-            request = self._request(asked)
+            request = self._request(asked, room)
             ends = self._ask_for_ends(leader, asked)
             answer = await self._client.fetching.send(request, leader)
             asked_ms = sent_ms
@@ -244,7 +245,7 @@ class Fetcher:
         found = known.get(place.partition)
         return found is None or len(found.replica_nodes) > 1
 
-    def _request(self, asked: list[tuple[Place, int, int]]) -> Any:
+    def _request(self, asked: list[tuple[Place, int, int]], room: int) -> Any:
         kinds = FetchRequest.FetchTopic
         bytes_min = max(1, int(self._rate * EAGER_PERIOD_S)) if self._rate > EAGER_BYTES_PER_S else 1
         wait_ms = self._config.fetch_wait_ms if bytes_min == 1 else min(self._config.fetch_wait_ms, int(2_000 * EAGER_PERIOD_S))
@@ -265,7 +266,7 @@ class Fetcher:
             replica_id=-1,
             max_wait_ms=wait_ms,
             min_bytes=bytes_min,
-            max_bytes=max(self._config.fetch_buffer_bytes_max, *(place.fetch_bytes for place, _, _ in asked)),
+            max_bytes=max(room, *(place.fetch_bytes for place, _, _ in asked)),
             isolation_level=0,
             session_id=0,
             session_epoch=-1,
@@ -293,7 +294,6 @@ class Fetcher:
                         total += self._accept(place, found, offset, sent_ms)
                     place.changed.notify_all()
         self.metrics.fetched_bytes += total
-        self.metrics.is_missing = False
         self._note_rate(total)
 
     def _note_rate(self, fetched_bytes: int) -> None:
@@ -304,6 +304,7 @@ class Fetcher:
 
     def _accept(self, place: Place, found: Any, offset: int, sent_ms: int) -> int:
         """Keep what came; the number of bytes."""
+        self.metrics.is_missing = False
         place.end_offset, place.start_offset = int(found.high_watermark), max(0, int(found.log_start_offset))
         data = memoryview(found.records) if found.records is not None else memoryview(b"")
         if not len(data):
@@ -324,15 +325,17 @@ class Fetcher:
 
     def _cut_off(self, place: Place, size: int, offset: int) -> None:
         """Not even one whole batch came: it is larger than what was asked for, or its length is damaged."""
-        place.cut_offs += 1
         if place.fetch_bytes < ANSWER_BYTES_MAX // 2 and size * 2 > place.fetch_bytes:
             place.fetch_bytes *= 2
-        elif place.cut_offs >= CUT_OFF_TRIES_MAX:
-            place.fault = LogCorrupt(
-                f"topic {self._topic!r}, partition {place.partition}: the batch at offset {offset} has no end: its length is damaged; seek behind it"
-            )
         else:
-            place.not_before_s = time.monotonic() + RETRY_MS / 1_000
+            self._try_again(place, f"the batch at offset {offset} has no end: its length is damaged")
+
+    def _try_again(self, place: Place, why: str) -> None:
+        """What cannot be made sense of may have been damaged on its way here: up to CUT_OFF_TRIES_MAX times."""
+        place.cut_offs += 1
+        place.not_before_s = time.monotonic() + RETRY_MS / 1_000
+        if place.cut_offs >= CUT_OFF_TRIES_MAX:
+            place.fault = LogCorrupt(f"topic {self._topic!r}, partition {place.partition}: {why}; seek behind it")
 
     def _refused(self, place: Place, error: type[Any], offset: int) -> None:
         """One partition's error. Called with ``place.changed`` held."""
@@ -344,6 +347,8 @@ class Fetcher:
             place.fault = explain.not_allowed("read", self._topic, self._config)
         elif error in (errors.UnsupportedCompressionTypeError, errors.UnsupportedVersionError):
             place.fault = LogCorrupt(f"{where}: cannot be fetched: {error.__name__}")
+        elif error is errors.CorruptRecordError:
+            self._try_again(place, f"the broker finds no batch at offset {offset}: a length before it is damaged")
         else:
             seconds = MISSING_RETRY_S if error in (errors.UnknownTopicOrPartitionError, errors.UnknownTopicIdError) else RETRY_MS / 1_000
             place.not_before_s = time.monotonic() + seconds

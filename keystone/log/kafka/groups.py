@@ -12,6 +12,7 @@ from kafka.protocol.metadata import FindCoordinatorRequest
 from keystone.log.kafka.client import KafkaClient, log
 
 COMMIT_EVERY_S: Final = 1.0
+LAST_WAIT_MS: Final = 2_000.0  # for the commit at the end
 
 
 class GroupOffsets:
@@ -84,9 +85,10 @@ class GroupOffsets:
                     raise errors.for_code(partition.error_code)
 
     def close(self) -> None:
-        """Commit what is due, if that goes at once."""
+        """Commit what is due, if that goes within LAST_WAIT_MS."""
         if self._is_running and not self._is_refused and not self._client.is_closed:
             try:
-                self._client.run(self._commit)
+                commit = self._client.net.call_soon_with_future(self._commit)
+                self._client.run(self._client.control.wait_for, commit, LAST_WAIT_MS)
             except Exception as error:  # noqa: BLE001 - see above
                 log.debug("group offsets not committed at the end: %s", error)

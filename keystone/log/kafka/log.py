@@ -14,7 +14,7 @@ from keystone.log.kafka.groups import GroupOffsets
 from keystone.log.kafka.producer import Producer
 from keystone.log.kafka.reader import KafkaReader
 from keystone.log.kafka.settings import topic_settings
-from keystone.log.kafka.writer import KafkaWriter
+from keystone.log.kafka.writer import CLOSE_WAIT_S, KafkaWriter
 from keystone.log.url import KafkaUrl, is_this_machine
 
 BATCH_OVERHEAD_BYTES: Final = 1_024  # of a batch beyond its records' values
@@ -81,6 +81,7 @@ class KafkaLog:
 
     def partitions_now(self) -> int:
         """How many partitions the topic has by the last metadata; ``partitions`` follows. Never fewer than before."""
+        self.client.leader(self.topic, 0, of=self.client.fetching)  # so that metadata are of this topic, also before the first reader
         known = self.client.fetching.cluster.partitions_for_topic(self.topic)
         self.partitions = max(self.partitions, len(known or ()))
         return self.partitions
@@ -103,7 +104,7 @@ class KafkaLog:
             if self._fetcher is None:
                 self._fetcher = Fetcher(self.client, self.topic)
             reader = KafkaReader(self, self._fetcher, partition, place, self._groups.note)
-            self._readers.append(reader)
+            self._readers = [*self._open_readers(), reader]
         return reader
 
     def writer(self, partition: int) -> KafkaWriter:
@@ -152,15 +153,18 @@ class KafkaLog:
     def lag(self, partition: int) -> int:
         """Events behind what this object's reader of ``partition`` reported, as of its last fetch: records times what they hold."""
         self._check(partition)
-        return max((reader.lag_events for reader in self._readers if reader.partition == partition), default=0)
+        return max((reader.lag_events for reader in self._open_readers() if reader.partition == partition), default=0)
+
+    def _open_readers(self) -> list[KafkaReader]:
+        return [reader for reader in self._readers if not reader.is_closed]
 
     def metrics(self) -> dict[str, Any]:
         """lag_records, lag_events, fetches, fetched_bytes, fetch_failures, fetch_wait_ms (p50 p99), is_missing, late_appends; sends by outcome."""
         fetched = self._fetcher.metrics if self._fetcher is not None else None
         found: dict[str, Any] = {
-            "lag_records": sum(reader.lag_records for reader in self._readers),
-            "lag_events": sum(reader.lag_events for reader in self._readers),
-            "late_appends": sum(reader.late_appends for reader in self._readers),
+            "lag_records": sum(reader.lag_records for reader in self._open_readers()),
+            "lag_events": sum(reader.lag_events for reader in self._open_readers()),
+            "late_appends": sum(reader.late_appends for reader in self._open_readers()),
         }
         if fetched is not None:
             found |= {
@@ -177,8 +181,9 @@ class KafkaLog:
         """Close what it gave, say how far the group is, and hang up."""
         if self.is_closed:
             return
+        until = time.monotonic() + CLOSE_WAIT_S  # for all of them together
         for writer in list(self._writers.values()):
-            writer.close()
+            writer.close(wait_s=max(0.0, until - time.monotonic()))
         self._groups.close()
         if self._producer is not None:
             self._producer.close()

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from kafka import errors
@@ -23,10 +21,10 @@ from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 
 from keystone.errors import KeystoneError, LogClosed, LogFull, LogUnreachable, RecordTooLarge
-from keystone.log.base import Sent
 from keystone.log.kafka import explain
-from keystone.log.kafka.batches import RECORD_OVERHEAD_BYTES, BatchBuilder, Headers
+from keystone.log.kafka.batches import RECORD_OVERHEAD_BYTES, Headers
 from keystone.log.kafka.client import RETRY_MS, KafkaClient, log
+from keystone.log.kafka.lanes import ACKNOWLEDGED, FAILED, SEQUENCE_MASK, UNKNOWN, Batch, Lane, OnOutcome, Outcome, Verdict, verdict
 
 REQUEST_BYTES_MAX: Final = 8 << 20  # unpacked, of all batches in one request
 VERSION_MIN: Final = 7  # zstd
@@ -34,58 +32,7 @@ VERSION_MAX: Final = 12  # from 13 on topics are named by id
 RETRY_MAX_MS: Final = 1_000
 ROOM_WAIT_BEYOND_S: Final = 10.0  # kafka.delivery_timeout_ms, when everything under way has its outcome: then a send has waited in vain
 BATCH_RECORDS_MAX: Final = 65_536
-
-_UNKNOWN_PRODUCER: Final = (errors.OutOfOrderSequenceNumberError, errors.UnknownProducerIdError, errors.InvalidProducerEpochError)
-_TOO_LARGE: Final = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-#: Answers after which the batch may be in the topic all the same.
-_AMBIGUOUS: Final = (errors.RequestTimedOutError, errors.NotEnoughReplicasAfterAppendError, errors.UnknownError)
-
-ACKNOWLEDGED, FAILED, UNKNOWN = "acknowledged", "failed", "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one record ended. ``offset`` and ``append_ts_ms`` are -1 where not acknowledged, or not told by the broker."""
-
-    state: str
-    offset: int
-    append_ts_ms: int
-    error: KeystoneError | None = None
-
-
-OnOutcome = Callable[[Outcome], None]  # called on the thread of input and output: quick, and never raising
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Records on their way together. ``callbacks``: (place in the batch, whom to tell)."""
-
-    lane: Lane
-    builder: BatchBuilder
-    opened_s: float
-    events: int = 0
-    size: int = 0  # as counted against ``kafka.send_bytes_max``
-    callbacks: list[tuple[int, OnOutcome]] = field(default_factory=list)
-    is_urgent: bool = False
-    wire: bytearray | None = None  # as handed over: repeated byte for byte
-    wire_id: tuple[int, int] = (-1, -1)  # the producer's, in it
-    may_be_there: bool = False
-    attempts: int = 0
-
-
-@dataclass(slots=True)
-class Lane:
-    """One partition's queue. ``sent`` counts outcomes; changed under the producer's lock."""
-
-    topic: str
-    partition: int
-    sent: Sent = field(default_factory=Sent)
-    waiting: deque[_Batch] = field(default_factory=deque)
-    in_flight: _Batch | None = None
-    producer_id: tuple[int, int] = (-1, -1)  # id and epoch
-    sequence: int = 0
-    not_before_s: float = 0.0
-    pending: int = 0  # records without an outcome
+NEVER: Final = float("inf")
 
 
 class Producer:
@@ -100,7 +47,7 @@ class Producer:
         self._bytes = 0  # without an outcome, unpacked
         self._busy: set[int] = set()  # brokers with a request under way
         self._woken = WakeupNotifier(client.net)
-        self._is_awake = False
+        self._looks_s = NEVER  # monotonic: when the thread of input and output looks again for what is due
         self._is_closed = False
         self._producer_id = (-1, -1)
         self.requests = 0
@@ -111,7 +58,7 @@ class Producer:
     def lane(self, topic: str, partition: int) -> Lane:
         """The queue of one partition; the same for every caller."""
         with self._lock:
-            return self._lanes.setdefault((topic, partition), Lane(topic, partition))
+            return self._lanes.setdefault((topic, partition), Lane(topic, partition, self._config.batch_bytes_max))
 
     @property
     def record_bytes_max(self) -> int:
@@ -137,25 +84,35 @@ class Producer:
         ``is_urgent``: do not linger. ``wakes=False``: more follow, and a ``wake`` after them. ``RecordTooLarge`` at once; ``LogFull``
         where no room comes although everything must have its outcome; ``LogClosed`` after ``close``, or where ``has_ended`` while waiting.
         """
+        if value is not None and type(value) is not bytes:
+            value = memoryview(value).cast("B")
         size = (0 if value is None else len(value)) + (len(key) if key else 0) + sum(len(n) + len(v) for n, v in headers)
         most = self.record_bytes_max if limit_bytes is None else min(limit_bytes, self.record_bytes_max)
         if size > most:
             raise RecordTooLarge(f"topic {lane.topic!r}: a record of {size:,} bytes is over record_bytes_max = {most:,} (kafka.batch_bytes_max)")
         with self._lock:
-            self._wait_for_room(lane, size, has_ended)
-            batch = self._open_batch(lane, size)
+            self._wait_for_room(lane, size + RECORD_OVERHEAD_BYTES, has_ended)
+            batch = self._open_batch(lane, size + RECORD_OVERHEAD_BYTES)
+            builder = batch.builder
+            before = len(builder.records)
+            builder.add(value, key, headers)
+            batch.events.append(events)
             if on_outcome is not None:
-                batch.callbacks.append((batch.builder.count, on_outcome))
-            batch.builder.add(value, key, headers)
-            batch.events += events
-            batch.size += size
+                batch.callbacks.append((builder.count - 1, on_outcome))
             batch.is_urgent |= is_urgent
             lane.pending += 1
-            self._bytes += size
-            wakes = wakes and (is_urgent or not self._is_awake)
-            self._is_awake |= wakes
+            self._bytes += len(builder.records) - before
+            is_news = builder.count == 1 or is_urgent or len(builder.records) >= lane.batch_bytes_max // 2
+            wakes = wakes and is_news and lane.in_flight is None and self._is_due_sooner(lane)
         if wakes:
             self._woken.notify()
+
+    def _is_due_sooner(self, lane: Lane) -> bool:
+        """Whether a lane is due before the thread of input and output looks; it is told of that then, once."""
+        due_s = self._due_s(lane)
+        is_sooner = due_s < self._looks_s
+        self._looks_s = min(due_s, self._looks_s)
+        return is_sooner
 
     def wake(self) -> None:
         """Send what is due now: a system call, so once for many records."""
@@ -167,30 +124,35 @@ class Producer:
             waited_s = time.monotonic() - began_s
             if waited_s > self._config.delivery_timeout_ms / 1_000 + ROOM_WAIT_BEYOND_S:
                 raise LogFull(f"topic {lane.topic!r}: {self._bytes:,} bytes are without an answer for {waited_s:.0f} s (kafka.send_bytes_max)")
-            self._woken.notify()  # what fills the room may not have been told of yet
+            self._hurry(self._lanes.values())  # what fills the room may linger, or not have been told of yet
+            self._woken.notify()
             self._settled.wait(0.1)
         if (waited_s := time.monotonic() - began_s) > 1e-3:
             lane.sent.waited_ms += int(waited_s * 1_000)
         if self._is_closed or has_ended():
             raise LogClosed(f"topic {lane.topic!r}: the producer was closed")
 
-    def _open_batch(self, lane: Lane, size: int) -> _Batch:
+    def _open_batch(self, lane: Lane, size: int) -> Batch:
         if lane.waiting:
             last = lane.waiting[-1]
-            fits = len(last.builder) + size + RECORD_OVERHEAD_BYTES <= self._config.batch_bytes_max and last.builder.count < BATCH_RECORDS_MAX
+            fits = len(last.builder.records) + size <= lane.batch_bytes_max and last.builder.count < BATCH_RECORDS_MAX
             if fits and last.wire is None and last.attempts == 0:
                 return last
-        batch = _Batch(lane, BatchBuilder(), time.monotonic())
+        batch = Batch(lane, time.monotonic())
         lane.waiting.append(batch)
         return batch
+
+    @staticmethod
+    def _hurry(lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            for batch in lane.waiting:
+                batch.is_urgent = True
 
     def flush(self, lanes: list[Lane], *, wait_s: float) -> bool:
         """Wait until every record of ``lanes`` has its outcome; False where that takes longer."""
         until = time.monotonic() + wait_s
         with self._lock:
-            for lane in lanes:
-                for batch in lane.waiting:
-                    batch.is_urgent = True
+            self._hurry(lanes)
         self._woken.notify()
         with self._lock:
             while any(lane.pending for lane in lanes):
@@ -231,94 +193,77 @@ class Producer:
     async def _drive(self) -> None:
         while not self._is_closed and not self._client.is_closed:
             again_s = self._send_what_can_be()
-            if again_s is None:
-                await self._woken()
-            else:
-                await self._woken(max(0.0005, again_s - time.monotonic()))
+            await self._woken(None if again_s == NEVER else max(0.0005, again_s - time.monotonic()))
 
-    def _send_what_can_be(self) -> float | None:
-        """Start a request to every idle broker that something is due for; when to look again, None: when woken."""
+    def _send_what_can_be(self) -> float:
+        """Start a request to every idle broker that something is due for; when to look again, if not woken before."""
         now_s = time.monotonic()
-        again_s = float("inf")
-        by_leader: dict[int, list[_Batch]] = {}
-        sizes: dict[int, int] = {}
-        expired: list[_Batch] = []
+        again_s = NEVER
+        by_leader: dict[int, list[Batch]] = {}
+        expired: list[Batch] = []
         with self._lock:
-            self._is_awake = True
-            for lane in self._lanes.values():
-                if lane.in_flight is not None or not lane.waiting:
+            for lane in sorted((lane for lane in self._lanes.values() if lane.waiting), key=_oldest_s):
+                if lane.in_flight is not None:
                     continue
-                batch = lane.waiting[0]
-                if now_s - batch.opened_s > self._config.delivery_timeout_ms / 1_000:
+                if now_s - lane.waiting[0].opened_s > self._config.delivery_timeout_ms / 1_000:
                     expired.append(lane.waiting.popleft())
                     again_s = now_s
-                    continue
-                due_s = max(lane.not_before_s, self._due_s(lane, batch))
-                if due_s > now_s:
+                elif (due_s := self._due_s(lane)) > now_s:
                     again_s = min(again_s, due_s)
-                    continue
-                leader = self._client.leader(lane.topic, lane.partition)
-                if leader is None:
+                elif (leader := self._client.leader(lane.topic, lane.partition)) is None:
                     lane.not_before_s = now_s + RETRY_MS / 1_000
                     again_s = min(again_s, lane.not_before_s)
                     self._client.control.cluster.request_update()
-                elif leader not in self._busy and sizes.get(leader, 0) + len(batch.builder) <= max(REQUEST_BYTES_MAX, len(batch.builder)):
-                    sizes[leader] = sizes.get(leader, 0) + len(batch.builder)
+                elif leader not in self._busy and _has_room(by_leader.get(leader, []), lane.waiting[0]):
                     lane.in_flight = lane.waiting.popleft()
-                    by_leader.setdefault(leader, []).append(batch)
-            if again_s == float("inf") and not by_leader:
-                self._is_awake = any(lane.waiting or lane.in_flight for lane in self._lanes.values())
+                    by_leader.setdefault(leader, []).append(lane.in_flight)
+            self._looks_s = again_s
         for batch in expired:
             self._give_up(batch, LogUnreachable(f"topic {batch.lane.topic!r}: no answer within kafka.delivery_timeout_ms"))
         for leader, batches in by_leader.items():
             self._busy.add(leader)
             self._client.start(self._request, leader, batches)
-        return None if again_s == float("inf") else again_s
+        return again_s
 
-    def _due_s(self, lane: Lane, batch: _Batch) -> float:
-        """When a batch goes: at once if it is urgent, full, or repeated; else when it has lingered."""
-        is_full = len(lane.waiting) > 1 or len(batch.builder) >= self._config.batch_bytes_max // 2
-        return 0.0 if batch.is_urgent or is_full or batch.attempts else batch.opened_s + self._config.linger_ms / 1_000
+    def _due_s(self, lane: Lane) -> float:
+        """When a lane's first batch goes: at once if it is urgent, full, or repeated; else when it has lingered."""
+        batch = lane.waiting[0]
+        is_full = len(lane.waiting) > 1 or len(batch) >= lane.batch_bytes_max // 2
+        lingers_s = 0.0 if batch.is_urgent or is_full or batch.attempts else batch.opened_s + self._config.linger_ms / 1_000
+        return max(lane.not_before_s, lingers_s)
 
-    async def _request(self, leader: int, batches: list[_Batch]) -> None:  # noqa: C901 - one request, from its id to each outcome
-        answered: set[int] = set()
+    async def _request(self, leader: int, batches: list[Batch]) -> None:
+        left = {(batch.lane.topic, batch.lane.partition): batch for batch in batches}  # without an answer
         was_sent = False
         try:
             await self._identify(batches)
-            for batch in batches:
-                self._encode(batch)
+            connection = self._client.control.get_connection(leader)
+            await connection  # what waits for one that fails was never handed over
             request = self._produce_request(batches)
-            for batch in batches:
-                batch.attempts += 1
-            was_sent = True
-            began_s = time.monotonic()
-            answer = await self._client.control.send(request, leader)
+            began_s, was_sent = time.monotonic(), True
+            answer = await connection.send_request(request)
             self.requests += 1
             self.waits_s += time.monotonic() - began_s
-            by_place = {(batch.lane.topic, batch.lane.partition): batch for batch in batches}
             for topic in answer.responses:
                 for found in topic.partition_responses:
-                    batch = by_place[topic.name, found.index]
-                    answered.add(id(batch))
-                    self._answered(batch, found)
+                    self._answered(left.pop((topic.name, found.index)), found)
         except errors.NodeNotReadyError:  # nothing was handed over
-            self._again(batches)
+            was_sent = False
+        except errors.AuthorizationError:
+            for batch in left.values():
+                self._give_up(batch, explain.not_allowed("write", batch.lane.topic, self._config))
+            left.clear()
         except Exception as error:  # noqa: BLE001 - whatever it is, each batch gets its outcome
             if not isinstance(error, errors.KafkaError):
                 log.error("a produce request failed: %s: %s", type(error).__name__, error)
-            if isinstance(error, errors.AuthorizationError):
-                for batch in batches:
-                    self._settle(batch, Outcome(FAILED, -1, -1, explain.not_allowed("write", batch.lane.topic, self._config)))
-            else:
-                left = [batch for batch in batches if id(batch) not in answered]
-                for batch in left:
-                    batch.may_be_there |= was_sent
-                self._again(left)
         finally:
             self._busy.discard(leader)
+            for batch in left.values():
+                batch.may_be_there |= was_sent
+            self._again(left.values())
             self._woken.notify()
 
-    async def _identify(self, batches: list[_Batch]) -> None:
+    async def _identify(self, batches: list[Batch]) -> None:
         """Give each lane a producer id that nothing without an outcome was sent by."""
         for batch in batches:
             lane = batch.lane
@@ -338,7 +283,7 @@ class Producer:
             raise errors.for_code(answer.error_code)
         return int(answer.producer_id), int(answer.producer_epoch)
 
-    def _encode(self, batch: _Batch) -> None:
+    def _encode(self, batch: Batch) -> None:
         lane = batch.lane
         if batch.wire is None or batch.wire_id != lane.producer_id:
             batch.wire = batch.builder.encode(
@@ -349,11 +294,13 @@ class Producer:
                 sequence=lane.sequence,
             )
             batch.wire_id = lane.producer_id
+        batch.attempts += 1
 
-    def _produce_request(self, batches: list[_Batch]) -> Any:
+    def _produce_request(self, batches: list[Batch]) -> Any:
         kinds = ProduceRequest.TopicProduceData
         topics: dict[str, list[Any]] = {}
         for batch in batches:
+            self._encode(batch)
             topics.setdefault(batch.lane.topic, []).append(kinds.PartitionProduceData(index=batch.lane.partition, records=batch.wire))
         return ProduceRequest(
             transactional_id=None,
@@ -365,43 +312,59 @@ class Producer:
         )
 
     # --- outcomes -------------------------------------------------------------------------------------------------------------
-    def _answered(self, batch: _Batch, found: Any) -> None:
-        error = errors.for_code(found.error_code)
-        lane = batch.lane
-        if error in (errors.NoError, errors.DuplicateSequenceNumberError):
-            lane.sequence = (lane.sequence + batch.builder.count) & 0x7FFFFFFF
-            offset = int(found.base_offset) if error is errors.NoError else -1
-            self._settle(batch, Outcome(ACKNOWLEDGED, offset, int(found.log_append_time_ms)))
-        elif error in _UNKNOWN_PRODUCER:
-            # The broker forgot us (retention, a topic made anew) or lost what it had. An earlier attempt may have been stored.
-            lane.producer_id = self._producer_id = (-1, -1)
-            if batch.may_be_there:
-                self._settle(batch, Outcome(UNKNOWN, -1, -1, LogUnreachable(f"topic {lane.topic!r}: {error.__name__} after an attempt without an answer")))
-            else:
-                batch.wire = None
+    def _answered(self, batch: Batch, found: Any) -> None:
+        error, lane = errors.for_code(found.error_code), batch.lane
+        match verdict(error, records=batch.builder.count, may_be_there=batch.may_be_there):
+            case Verdict.DONE:
+                lane.sequence = (lane.sequence + batch.builder.count) & SEQUENCE_MASK
+                offset = int(found.base_offset) if error is errors.NoError else -1
+                self._settle(batch, Outcome(ACKNOWLEDGED, offset, int(found.log_append_time_ms)))
+            case Verdict.AGAIN:
                 self._again([batch])
-        elif error in _TOO_LARGE and batch.builder.count > 1:
-            what = f"topic {lane.topic!r} takes no batch of {len(batch.wire or b''):,} bytes"
-            self._refuse(batch, RecordTooLarge(f"{what}: lower kafka.batch_bytes_max, or raise the topic's max.message.bytes"))
-        elif error in _TOO_LARGE:
-            self._refuse(batch, RecordTooLarge(f"topic {lane.topic!r} takes no record of {len(batch.builder):,} bytes: raise its max.message.bytes"))
-        elif issubclass(error, errors.AuthorizationError):
-            self._refuse(batch, explain.not_allowed("write", lane.topic, self._config))
-        elif getattr(error, "retriable", False) or error in _AMBIGUOUS or error is errors.CorruptRecordError:
-            batch.may_be_there |= error in _AMBIGUOUS
-            self._again([batch])
-        else:
-            self._refuse(batch, explain.as_ours(error(), f"topic {lane.topic!r}"))
+            case Verdict.AGAIN_MAYBE:
+                batch.may_be_there = True
+                self._again([batch])
+            case Verdict.ANEW:
+                self._forget_id(lane)
+                self._again([batch])
+            case Verdict.LOST:
+                self._give_up(batch, LogUnreachable(f"topic {lane.topic!r}: {error.__name__} after an attempt without an answer"))
+            case Verdict.SPLIT:
+                self._split(batch)
+            case Verdict.REFUSED:
+                self._give_up(batch, self._why_refused(batch, error))
 
-    def _refuse(self, batch: _Batch, error: KeystoneError) -> None:
-        """The broker took nothing of it this time; of an earlier attempt without an answer, nobody knows."""
-        state = UNKNOWN if batch.may_be_there else FAILED
-        if state == UNKNOWN:
-            batch.lane.producer_id = self._producer_id = (-1, -1)
-        self._settle(batch, Outcome(state, -1, -1, error))
+    def _why_refused(self, batch: Batch, error: type[Any]) -> KeystoneError:
+        topic = batch.lane.topic
+        if error in (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError):
+            what = "record" if batch.builder.count == 1 else f"batch of {batch.builder.count} records"
+            return RecordTooLarge(f"topic {topic!r} takes no {what} of {len(batch):,} bytes: raise its max.message.bytes")
+        if issubclass(error, errors.AuthorizationError):
+            return explain.not_allowed("write", topic, self._config)
+        return explain.as_ours(error(), f"topic {topic!r}")
 
-    def _again(self, batches: list[_Batch]) -> None:
+    def _forget_id(self, lane: Lane) -> None:
+        """Begin with another producer id: a sequence of this one is, or may be, taken."""
+        lane.producer_id = self._producer_id = (-1, -1)
+
+    def _split(self, batch: Batch) -> None:
+        """Too large for the topic: its halves in its place, and no batch of this size any more."""
+        lane = batch.lane
+        with self._lock:
+            if lane.in_flight is not batch:
+                return  # the producer was closed meanwhile
+            before = len(batch)
+            rest = batch.split()
+            self._bytes += len(batch) + len(rest) - before
+            lane.batch_bytes_max = min(lane.batch_bytes_max, max(len(batch), len(rest)))
+            lane.in_flight = None
+            lane.waiting.extendleft((rest, batch))
+        log.info("topic %s takes no batch of %d bytes: %d from now on", lane.topic, before, lane.batch_bytes_max)
+
+    def _again(self, batches: Iterable[Batch]) -> None:
         """Back to the front of their queues, after a pause that grows."""
+        if not batches:
+            return
         self._client.control.cluster.request_update()
         with self._lock:
             for batch in batches:
@@ -413,30 +376,35 @@ class Producer:
                 pause_ms = min(RETRY_MAX_MS, RETRY_MS << min(batch.attempts, 6))
                 lane.not_before_s = time.monotonic() + pause_ms / 1_000
 
-    def _give_up(self, batch: _Batch, error: KeystoneError) -> None:
-        state = UNKNOWN if batch.may_be_there else FAILED
-        if batch.may_be_there:  # its sequence may be taken: begin with another id
-            batch.lane.producer_id = self._producer_id = (-1, -1)
-        self._settle(batch, Outcome(state, -1, -1, error))
+    def _give_up(self, batch: Batch, error: KeystoneError) -> None:
+        """It was not taken; of an earlier attempt without an answer, nobody knows."""
+        if batch.may_be_there:
+            self._forget_id(batch.lane)
+        self._settle(batch, Outcome(UNKNOWN if batch.may_be_there else FAILED, -1, -1, error))
 
-    def _settle(self, batch: _Batch, outcome: Outcome) -> None:
-        """Count the outcome, make room, tell whoever asked."""
+    def _settle(self, batch: Batch, outcome: Outcome) -> None:
+        """Count the outcome, make room, tell whoever asked; once."""
         lane, count = batch.lane, batch.builder.count
         with self._lock:
+            if batch.is_settled:
+                return  # given up by ``close`` while its answer was on its way
+            batch.is_settled = True
             if lane.in_flight is batch:
                 lane.in_flight = None
-            sent = lane.sent
-            setattr(sent, outcome.state, getattr(sent, outcome.state) + count)
-            events = f"{outcome.state}_events"
-            setattr(sent, events, getattr(sent, events) + batch.events)
-            if outcome.error is not None:
-                name = type(outcome.error).__name__
-                sent.reasons[name] = sent.reasons.get(name, 0) + count
-            self._bytes -= batch.size
-            lane.pending -= count
+            lane.count(batch, outcome)
+            self._bytes -= len(batch)
             self._settled.notify_all()
         if outcome.error is not None:
             log.warning("topic %s, partition %d: %d records %s: %s", lane.topic, lane.partition, count, outcome.state, outcome.error)
         for place, tell in batch.callbacks:
             offset = outcome.offset + place if outcome.offset >= 0 else -1
             tell(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error))
+
+
+def _oldest_s(lane: Lane) -> float:
+    return lane.waiting[0].opened_s
+
+
+def _has_room(batches: list[Batch], batch: Batch) -> bool:
+    """Whether a request takes one more batch."""
+    return not batches or sum(map(len, batches)) + len(batch) <= REQUEST_BYTES_MAX

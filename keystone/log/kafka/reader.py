@@ -7,15 +7,13 @@ been damaged on the way; then the batch is passed over and its offsets are a cou
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from keystone.errors import LogClosed, LogCorrupt, LogError, OffsetOutOfRange
-from keystone.events import I64, PADDING, Records
-from keystone.kernels.lines import count_lines
+from keystone.events import I64, Records
 from keystone.log.base import Gap
 from keystone.log.kafka.batches import BadBatch, Batch, Columns, Unreadable, batches_of
 from keystone.log.kafka.client import EARLIEST, LATEST, log
@@ -25,7 +23,6 @@ from keystone.log.kafka.owner import Owner
 CORRUPT_TRIES_MAX: Final = 3
 RECORDS_MAX: Final = 65_536  # of one poll
 LATE_MARGIN_MS: Final = 50  # beyond the latest append that was seen
-_MARKS_MAX: Final = 4_096  # polls whose event counts are remembered for the lag
 
 
 class KafkaReader:
@@ -49,8 +46,7 @@ class KafkaReader:
         self._quiet_ms = 0  # promised
         self._late_max_ms = owner.append_late_max_ms()
         self._events, self._records = 0, 0  # read so far: how many events a record holds
-        self._marks: deque[tuple[int, int]] = deque(maxlen=_MARKS_MAX)  # (offset, records handed out below it)
-        self._processed = start_offset
+        self._processed = self._committed = start_offset
         fetcher.add(self._place)
 
     # --- polling --------------------------------------------------------------------------------------------------------
@@ -58,7 +54,7 @@ class KafkaReader:
         """See ``LogReader.poll``."""
         until = time.monotonic() + wait_ms / 1_000
         while True:
-            self._check()
+            self._check_open()
             if self._at >= self._columns.count:
                 self._fill(bytes_max)
             if self._at < self._columns.count:
@@ -67,21 +63,8 @@ class KafkaReader:
             if not self._wait(until):
                 return Records.empty(self.partition, self._position)
 
-    def _check(self) -> None:
-        place = self._place
-        if place.is_closed or self._log.is_closed:
-            raise LogClosed(f"{self._log.url}, partition {self.partition}: the reader was closed")
-        fault = place.fault
-        if fault is not None and not place.chunks and self._at >= self._columns.count:
-            raise self._fault(fault)
-
-    def _fault(self, fault: Exception) -> Exception:
-        if type(fault) is OffsetOutOfRange:
-            return self._out_of_range(self._place.next_offset)
-        return type(fault)(*fault.args)  # a fresh one: it may be raised many times
-
     def _wait(self, until: float) -> bool:
-        """Until something was fetched; False where the time is over."""
+        """Until something was fetched; False where the time is over. Raises what keeps more from coming."""
         place = self._place
         with place.changed:
             while not place.chunks and place.fault is None and not place.is_closed:
@@ -89,7 +72,15 @@ class KafkaReader:
                 if left <= 0:
                     return False
                 place.changed.wait(left)
+            fault = None if place.chunks or place.is_closed else place.fault
+        if fault is not None:
+            raise self._fault(fault)
         return True
+
+    def _fault(self, fault: Exception) -> Exception:
+        if type(fault) is OffsetOutOfRange:
+            return self._out_of_range(self._behind)
+        return type(fault)(*fault.args)  # a fresh one: it may be raised many times
 
     def _slice(self, bytes_max: int) -> Records:
         """Some of the records in the columns: all, mostly."""
@@ -101,9 +92,7 @@ class KafkaReader:
             last = min(last, self._columns.count)
         last = min(last, first + RECORDS_MAX)
         self._at = last
-        self._records += last - first
         self._position = self._behind if last == self._columns.count else int(offsets[last])
-        self._marks.append((self._position, self._records))
         text = self._columns.text
         return Records(self.partition, text, starts[first:last], ends[first:last], offsets[first:last], append_ms[first:last], self._position)
 
@@ -147,47 +136,48 @@ class KafkaReader:
 
     def _pass_over(self, bad: Unreadable) -> bool:
         """Fetch a damaged batch once more, or count it as a gap and go on behind it; False where it is fetched again."""
+        if bad.has_end and bad.last_offset < self._behind:
+            return True  # before the place that was sought, or counted already: brokers find batches by headers that may be damaged
         where = f"{self._log.url}, partition {self.partition}, offsets {bad.first_offset} to {bad.last_offset}"
-        if self._damaged_at != bad.first_offset:
-            self._damaged_at, self._damages = bad.first_offset, 0
+        if self._damaged_at != self._behind:
+            self._damaged_at, self._damages = self._behind, 0
         self._damages += 1
         if self._damages < CORRUPT_TRIES_MAX:
             self._go_to(self._behind)
             return False
         if not bad.has_end:
-            with self._place.changed:
-                self._place.fault = LogCorrupt(f"{where}: cannot be read ({bad.why}), nor where it ends: seek behind it, or make the topic anew")
-                self._place.chunks.clear()
-                self._place.chunk_bytes = 0
+            self._go_to(self._behind, LogCorrupt(f"{where}: cannot be read ({bad.why}), nor where it ends: seek behind it, or make the topic anew"))
             return False
-        first, last = max(self._behind, bad.first_offset), max(self._behind, bad.last_offset)
         log.error("%s cannot be read (%s): passed over", where, bad.why)
-        self._gaps.append(Gap(self.partition, first, last, "corrupt"))
-        self._behind = last + 1
+        self._gaps.append(Gap(self.partition, max(self._behind, bad.first_offset), bad.last_offset, "corrupt"))
+        self._behind = bad.last_offset + 1
         return True
 
     def _settle(self) -> None:
-        """Hold append times to their order, and to what was promised; count lines for the lag."""
+        """Hold append times to their order, and to what was promised; count events for the lag."""
         columns = self._columns
         if not columns.count:
             return
         append_ms: I64 = columns.places[3]
-        first_ms = int(append_ms[0])
-        if first_ms < self._quiet_ms:
-            self.late_appends += 1
-            self._late_max_ms = max(self._late_max_ms, self._late_max_ms + self._quiet_ms - first_ms + LATE_MARGIN_MS)
-            log.warning(
-                "%s, partition %d: a record is %d ms from before log time: a broker's clock is behind; log time is held back by %d ms from now on",
-                self._log.url, self.partition, self._quiet_ms - first_ms, self._late_max_ms,
-            )  # fmt: skip
-        floor_ms = max(self._last_ms, self._quiet_ms)
-        if not self._log.has_append_time:
+        if not columns.has_append_times:
             np.minimum(append_ms, int(time.time() * 1_000), out=append_ms)
-        append_ms[0] = max(int(append_ms[0]), floor_ms)
+        if (first_ms := int(append_ms.min())) < self._quiet_ms:
+            self.late_appends += int((append_ms < self._quiet_ms).sum())
+            if columns.has_append_times:  # a producer's clock may be any time behind: nothing is held back for one
+                self._hold_back(first_ms)
+        append_ms[0] = max(int(append_ms[0]), self._last_ms, self._quiet_ms)
         np.maximum.accumulate(append_ms, out=append_ms)
         self._last_ms = int(append_ms[-1])
-        text = columns.text
-        self._events += int(count_lines(_readonly(text), text.size - PADDING))
+        self._events += columns.events
+        self._records += columns.count
+
+    def _hold_back(self, append_ms: int) -> None:
+        late_ms = self._quiet_ms - append_ms
+        self._late_max_ms += late_ms + LATE_MARGIN_MS
+        log.warning(
+            "%s, partition %d: a record is %d ms from before log time: a broker's clock is behind; log time is held back by %d ms from now on",
+            self._log.url, self.partition, late_ms, self._late_max_ms,
+        )  # fmt: skip
 
     # --- moving -----------------------------------------------------------------------------------------------------------
     def seek(self, offset: int) -> None:
@@ -197,18 +187,23 @@ class KafkaReader:
         if not start <= offset <= end:
             raise self._out_of_range(offset, start, end)
         self._log.know_topic()
+        if self._place.topic_id != self._log.topic_id:
+            self._place.topic_id = self._log.topic_id
+            self._processed = self._committed = offset
+        elif offset < self._position:
+            self._quiet_ms = self._last_ms = 0  # records from before what was promised are to be polled again
         self._go_to(offset)
         self._columns.clear()
         self._at = 0
         self._position = self._behind = offset
         self._damaged_at = -1
-        self._marks.clear()
 
-    def _go_to(self, offset: int) -> None:
-        """Fetch from ``offset`` on; what was fetched is forgotten."""
+    def _go_to(self, offset: int, fault: LogError | None = None) -> None:
+        """Fetch from ``offset`` on, unless ``fault`` forbids it; what was fetched is forgotten."""
         self._batches = iter(())
         with self._place.changed:
-            self._place.move(offset, self._log.topic_id)
+            self._place.move(offset)
+            self._place.fault = fault
         self._fetcher.wake()
 
     def _check_open(self) -> None:
@@ -258,43 +253,35 @@ class KafkaReader:
 
     def commit(self, offset: int) -> None:
         """See ``LogReader.commit``: nothing is dropped by it here; the group's offset follows, for lag tools."""
-        self._check_open()
-        self._processed_below(offset)
+        self._check_written(offset)
+        self._committed = max(self._committed, offset)
         self._on_commit(self.partition, offset)
 
     def processed(self, offset: int) -> None:
-        self._check_open()
-        self._processed_below(offset)
+        self._check_written(offset)
+        self._processed = offset
 
-    def _processed_below(self, offset: int) -> None:
-        if not 0 <= offset <= max(self._position, self._place.end_offset):
-            end = self.end_offset()
-            if not 0 <= offset <= end:
-                raise self._out_of_range(offset)
-        self._processed = max(self._processed, offset)
+    def _check_written(self, offset: int) -> None:
+        self._check_open()
+        if not 0 <= offset <= max(self._position, self._place.end_offset) and not 0 <= offset <= self.end_offset():
+            raise self._out_of_range(offset)
 
     @property
     def lag_records(self) -> int:
         """Records behind what was reported processed, as of the last fetch."""
-        return max(0, self._place.end_offset - max(self._processed, self._place.start_offset))
+        return max(0, self._place.end_offset - max(self._processed, self._committed, self._place.start_offset))
 
     @property
     def lag_events(self) -> int:
         """The same in events, by how many the records read so far held; exact only where all hold as many."""
-        return round(self.lag_records * (self._events / self._columns_read if self._columns_read else 1.0))
+        return round(self.lag_records * (self._events / self._records if self._records else 1.0))
 
     @property
-    def _columns_read(self) -> int:
-        return self._records + self._columns.count - self._at
+    def is_closed(self) -> bool:
+        return self._place.is_closed
 
     def close(self) -> None:
         with self._place.changed:
             self._place.is_closed = True
             self._place.changed.notify_all()
         self._fetcher.remove(self._place)
-
-
-def _readonly(text: Any) -> Any:
-    view = text.view()
-    view.flags.writeable = False
-    return view

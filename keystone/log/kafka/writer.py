@@ -10,8 +10,9 @@ from keystone.errors import LogClosed, LogUnreachable
 from keystone.events import U8
 from keystone.log.base import Appended, Sent
 from keystone.log.kafka.batches import Headers
+from keystone.log.kafka.lanes import ACKNOWLEDGED, Lane, Outcome
 from keystone.log.kafka.owner import Owner
-from keystone.log.kafka.producer import ACKNOWLEDGED, Lane, Outcome, Producer
+from keystone.log.kafka.producer import Producer
 
 CLOSE_WAIT_S: Final = 10.0  # for answers that are still to come
 APPEND_WAIT_S: Final = 150.0  # beyond kafka.delivery_timeout_ms every outcome is known
@@ -70,11 +71,11 @@ class KafkaWriter:
         """See ``LogWriter.flush``."""
         return self._producer.flush([self._lane], wait_s=wait_s)
 
-    def close(self) -> None:
-        """Wait up to CLOSE_WAIT_S for answers; what has none by then keeps trying until the log is closed."""
+    def close(self, *, wait_s: float = CLOSE_WAIT_S) -> None:
+        """Wait up to ``wait_s`` for answers; what has none by then keeps trying until the log is closed."""
         if self._is_closed:
             return
         self._is_closed = True
         if not self._log.is_closed:
-            self._producer.flush([self._lane], wait_s=CLOSE_WAIT_S)
+            self._producer.flush([self._lane], wait_s=wait_s)
         self._log.release(self.partition)
