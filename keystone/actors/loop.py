@@ -132,8 +132,8 @@ class LoopActor(ABC):
         except BaseException as error:  # noqa: BLE001 - whatever ends the loop must be told, not lost with the thread
             self._error = f"{self.name}: {error_text(error)}".replace("\n", " ")
             self._flush_logs()
-            self._state = FAILED
             (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
+            self._state = FAILED  # last: who sees it may read the rest
 
     def _open_logs(self) -> None:
         """A file of our own, where this process is an actor's; in a program that runs the actor in a thread, the program's."""
