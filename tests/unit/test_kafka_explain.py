@@ -26,7 +26,7 @@ from keystone.log.url import KafkaUrl
 from tests.kafka_fakes import ANCIENT, OFFERED, Answer, Broker, alert, black_hole, closed_port, hanging_up, http, server, silent, ssh
 
 TOLD_WITHIN_S = 10.0
-QUICK_MS = 1_400  # of tests of what is silent
+QUICK_MS = 700  # of tests of what is silent
 
 
 def refusal(places: str | tuple[str, ...], **settings: Any) -> str:

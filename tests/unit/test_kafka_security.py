@@ -264,7 +264,7 @@ def test_a_broker_that_stops_at_the_login(waits_s: float, line: str) -> None:
         raise OSError
 
     with Broker(mechanisms=("PLAIN",), login=stop).listening() as place:
-        assert refusal(place, **LOGIN, sasl_mechanism="PLAIN", connect_timeout_ms=1_400) == line
+        assert refusal(place, **LOGIN, sasl_mechanism="PLAIN", connect_timeout_ms=700) == line
 
 
 def test_a_password_of_a_file_is_read_for_each_login(tmp_path: Path) -> None:
