@@ -128,10 +128,10 @@ class LoopActor(ABC):
                 self._result = self._close()
                 faulthandler.disable()
             self._state = FINISHED
-            self._flush_logs()
+            self._close_logs()
         except BaseException as error:  # noqa: BLE001 - whatever ends the loop must be told, not lost with the thread
             self._error = f"{self.name}: {error_text(error)}".replace("\n", " ")
-            self._flush_logs()
+            self._close_logs()
             (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
             self._state = FAILED  # last: who sees it may read the rest
 
@@ -141,9 +141,9 @@ class LoopActor(ABC):
             logs.configure(self._logs, path=self._work_dir / f"{self.name}.log", role=self.name)
             self._has_own_logs = True
 
-    def _flush_logs(self) -> None:
+    def _close_logs(self) -> None:
         if self._has_own_logs and logs.Logging.current is not None:
-            logs.Logging.current.flush()
+            logs.Logging.current.close()
 
     def _loop(self) -> None:
         gc.collect()
