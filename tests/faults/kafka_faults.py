@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -182,7 +182,8 @@ def _ends_of(servers: Sequence[str]) -> Iterator[Any]:
                 return {p: reader.get_watermark_offsets(TopicPartition(topic, p), timeout=2.0, cached=False)[1] for p in range(PARTITIONS)}
             except KafkaException:
                 assert time.monotonic() < until, f"the ends of {topic} are not told"
-                time.sleep(0.05)
+                with suppress(KafkaException):
+                    reader.list_topics(topic, timeout=2.0)  # who leads now: it does not ask by itself
 
     yield ends
     reader.close()

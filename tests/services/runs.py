@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -43,18 +43,20 @@ QUICK = {"session.grace_ms": 600, "detection.open_stall_ms": 1_000}
 class Command:
     """A command of ours in a session of its own, as a terminal has it; its output goes to a file and may be read while it runs.
 
-    A context manager: what of the group is still there at the end is killed. ``env``: over ours.
+    A context manager: what of the group is still there at the end is killed. ``env``: over ours. Its temporary directory is its own.
     """
 
     def __init__(self, *words: str, script: str | None = None, env: Mapping[str, str] | None = None, stdout: int | None = None) -> None:
         start = ["-m", "keystone"] if script is None else [str(ROOT / script)]
         self._held = ExitStack()
-        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="run-said-")))
+        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="run-")))  # a short name: Ray's sockets would else go elsewhere
+        self._tmp = folder / "tmp"
+        self._tmp.mkdir()
         self._out = self._held.enter_context((folder / "out").open("w+b"))
         self._err = self._held.enter_context((folder / "err").open("w+b"))
         self.process = subprocess.Popen(
             [sys.executable, *start, *words], stdin=subprocess.DEVNULL, stdout=self._out if stdout is None else stdout, stderr=self._err,
-            start_new_session=True, env={**os.environ, "PYTHONUTF8": "1", **(env or {})},
+            start_new_session=True, env={**os.environ, "PYTHONUTF8": "1", "TMPDIR": str(self._tmp), **(env or {})},
         )  # fmt: skip
         self._seen: list[psutil.Process] = []
 
@@ -101,7 +103,7 @@ class Command:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self, within_s: float = END_S_MAX) -> int:
-        """Wait for its end, and for that of everything below it; the exit status."""
+        """Wait for its end, and for that of everything below it; the exit status. It leaves nothing: neither our files nor Ray's."""
         deadline = time.monotonic() + within_s
         while self.process.poll() is None:
             self.family()
@@ -109,6 +111,7 @@ class Command:
             time.sleep(0.1)
         _, alive = psutil.wait_procs(self._seen, timeout=10)
         assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == [], "processes are left"
+        assert sorted(path.name for path in self._tmp.iterdir()) == [], "files are left"
         return self.process.returncode
 
 
@@ -130,14 +133,6 @@ def command(*words: str, within_s: float = END_S_MAX, **options: Any) -> Ended:
 
 def settings(given: Mapping[str, object]) -> list[str]:
     return [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
-
-
-@contextmanager
-def no_leftovers() -> Iterator[dict[str, str]]:
-    """An environment with a temporary directory of its own, in which nothing may be left at the end: not ours, not Ray's."""
-    with tempfile.TemporaryDirectory(prefix="run-") as place:  # a short name: Ray's sockets would else go elsewhere
-        yield {"TMPDIR": place}
-        assert sorted(path.name for path in Path(place).iterdir()) == []
 
 
 # --- topics -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -29,12 +28,6 @@ REPORTED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def own_tmp() -> Iterator[dict[str, str]]:
-    with runs.no_leftovers() as env:
-        yield env
-
-
 def append(folder: Path, events: int, device: str) -> None:
     with closing(EmbeddedLog.open(folder)) as log:
         writer = log.writer(1)
@@ -43,12 +36,12 @@ def append(folder: Path, events: int, device: str) -> None:
         writer.append(b"{")
 
 
-def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twice(own_tmp: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twice(tmp_path: Path) -> None:
     log, lake = tmp_path / "log", tmp_path / "lake"
     words = ("run", "--log", f"embedded:{log}", "--lake", str(lake), "--no-story", "--report", str(tmp_path / "report.json"), "--until-idle", "2")
     EmbeddedLog.create(log, partitions=2, segment_bytes=1 << 20, retention_bytes=4 << 20).close()
     append(log, 30, "before")
-    first = runs.command(*words, env=own_tmp)
+    first = runs.command(*words)
     assert first.status == 0, first.err
     assert first.err == ""
     assert "31 events received" in first.out
@@ -61,11 +54,11 @@ def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twi
     assert report["latency_ms"]["detect"]["count"] == 0
     assert report["config"]["session"]["timeout_ms"] == 90_000
 
-    again = runs.command(*words, env=own_tmp)
+    again = runs.command(*words)
     assert (again.status, again.out, again.err.count("\n")) == (2, "", 1)
     assert "holds events of partition 1 up to offset 29" in again.err
 
-    with Command(*words, "--from", "latest", env=own_tmp) as later:
+    with Command(*words, "--from", "latest") as later:
         later.wait_for("(?m)^reading ")
         append(log, 5, "after")
         assert later.end() == 0, later.err
@@ -77,8 +70,8 @@ def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twi
 
 
 @pytest.mark.parametrize("wait_s", [0.3, 2.0], ids=["as it begins", "as Ray begins"])
-def test_ctrl_c_during_the_start_leaves_nothing(own_tmp: dict[str, str], tmp_path: Path, wait_s: float) -> None:
-    with Command("run", "--log", f"embedded:{tmp_path / 'log'}", "--lake", str(tmp_path / "lake"), env=own_tmp) as run:
+def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path, wait_s: float) -> None:
+    with Command("run", "--log", f"embedded:{tmp_path / 'log'}", "--lake", str(tmp_path / "lake")) as run:
         run.wait_for("starting")
         time.sleep(wait_s)
         run.interrupt()
@@ -88,8 +81,8 @@ def test_ctrl_c_during_the_start_leaves_nothing(own_tmp: dict[str, str], tmp_pat
     assert list((tmp_path / "lake").iterdir()) == []
 
 
-def test_ctrl_c_leaves_nothing_of_a_doctor(own_tmp: dict[str, str], tmp_path: Path) -> None:
-    with Command("doctor", "--log", f"embedded:{tmp_path / 'log'}", env=own_tmp) as command:
+def test_ctrl_c_leaves_nothing_of_a_doctor(tmp_path: Path) -> None:
+    with Command("doctor", "--log", f"embedded:{tmp_path / 'log'}") as command:
         command.wait_for("kernels ")
         time.sleep(1.0)  # Ray begins
         command.interrupt()
@@ -98,12 +91,12 @@ def test_ctrl_c_leaves_nothing_of_a_doctor(own_tmp: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.kafka
-def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster, topic_name: str, own_tmp: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster, topic_name: str, tmp_path: Path) -> None:
     topics = Topics.made(kafka.servers, topic_name)
     lines = dirty_text(3, 2_400, broken_share=0.05).split(b"\n")
     parts = [b"\n".join(lines[at : at + 600]) for at in range(0, len(lines), 600)]
     words = ("--lake", str(tmp_path / "lake"), "--until-idle", "5", "--session-actors", "2", "--report", str(tmp_path / "report.json"))
-    with Command("run", "--log", topics.url, *words, *runs.settings(topics.names | QUICK | {"lake.file_age_max_ms": 300}), env=own_tmp) as run:
+    with Command("run", "--log", topics.url, *words, *runs.settings(topics.names | QUICK | {"lake.file_age_max_ms": 300})) as run:
         run.wait_for("reading kafka://")
         for part in parts[:2]:
             Confluent().produce(topics.servers, topics.name, runs.singles(part, None))

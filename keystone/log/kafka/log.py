@@ -164,7 +164,7 @@ class KafkaLog:
         found: dict[str, Any] = {
             "lag_records": sum(reader.lag_records for reader in self._open_readers()),
             "lag_events": sum(reader.lag_events for reader in self._open_readers()),
-            "late_appends": sum(reader.late_appends for reader in self._open_readers()),
+            "late_appends": sum(reader.late_appends for reader in self._readers),
         }
         if fetched is not None:
             found |= {
