@@ -221,7 +221,7 @@ class Logging:
         for name in names:
             logger = logging.getLogger(name)
             self._before += [partial(logger.setLevel, logger.level), partial(setattr, logger, "propagate", logger.propagate)]
-            self._before += [partial(logger.addHandler, handler) for handler in logger.handlers]
+            self._before += [partial(logger.addHandler, handler) for handler in reversed(logger.handlers)]  # undone last first
             for handler in tuple(logger.handlers):
                 logger.removeHandler(handler)
             logger.propagate = True

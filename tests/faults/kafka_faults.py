@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,9 +33,11 @@ from tests.services.runs import ALERT_COLUMNS, Command, Rows, log_of
 PARTITIONS = 4
 TELEMETRY, ACTIONS, DEAD_LETTERS = "keystone-telemetry", "keystone-actions", "keystone-dead-letters"
 WAIT_S_MAX = 60.0  # for an alert after a fault: generous, brokers on a busy machine take a tenth of it
-FLOWING = 5  # alerts
+FLOWING = 5  # alerts of each partition
+FLOWING_AGAIN = 20
 OPEN_STALL_MS = 10_000
-IDLE_S = "11"  # a run waits as long for stalls that are left open; long enough for the devices to begin
+IDLE_S = "5"  # and then until stalls that are left open are alerted
+SECONDS_MAX = "240"  # of the devices' schedule: a test ends it
 LIFT_MS_MAX = 500
 DELIVERY_MS_MAX = 3_000  # up to here the devices' truth is sure also of stalls: none of theirs is as near to OPEN_STALL_MS
 _ABSENT: dict[str, Any] = dict.fromkeys((*STRINGS, *DIMENSIONS, *INTS, "fatal"))
@@ -69,7 +71,6 @@ class FaultRun:
         folder: Path,
         *,
         eps: int = 2_000,
-        seconds: int = 14,
         actors: int = 1,
         actions: KafkaCluster | None = None,
         options: Sequence[str] = (),
@@ -81,7 +82,7 @@ class FaultRun:
         paths = ["--lake", str(folder / "lake"), "--report", str(folder / "report.json")]
         places = ["--log", self.url, "--actions", f"{url_of(self.actions)}/{ACTIONS}"]
         self._run = ["run", *places, *paths, "--until-idle", IDLE_S, "--session-actors", str(actors), *options]
-        rates = ["--eps", str(eps), "--seconds", str(seconds), "--bad-paths", "0.5"]
+        rates = ["--eps", str(eps), "--seconds", SECONDS_MAX, "--bad-paths", "0.5"]
         self._simulate = ["simulate", "--log", self.url, *rates, "--truth", str(folder / "truth.parquet")]
         self._held = ExitStack()
         self._processes: list[psutil.Process] = []
@@ -92,9 +93,10 @@ class FaultRun:
                 create_topics(url)
             self._ends = self._held.enter_context(_ends_of(self.kafka.servers))
             self._ends_of_actions = self._held.enter_context(_ends_of(self.actions.servers))
+            self.simulate = self._held.enter_context(Command(*self._simulate))
+            wait_until(lambda: sum(self.ends().values()) > 0, "the devices do not begin")
             self.run = self._held.enter_context(Command(*self._run))
             self.run.wait_for("reading kafka://")
-            self.simulate = self._held.enter_context(Command(*self._simulate))
             self._processes = self.session_actors()
             assert len(self._processes) == self._actors
             self._held = self._held.pop_all()
@@ -112,9 +114,10 @@ class FaultRun:
         family = psutil.Process(self.run.process.pid).children(recursive=True)
         return sorted((p for p in family if p.name().startswith("ray::SessionA")), key=lambda process: process.pid)
 
-    def alerts(self) -> int:
-        """Actions in the topic; waits for a broker that is not there."""
-        return sum(self._ends_of_actions(ACTIONS).values())
+    def alerts(self) -> dict[int, int]:
+        """Actions in each partition of the topic: that of the telemetry that caused them, for both have as many. Waits for a broker that is away."""
+        found: dict[int, int] = self._ends_of_actions(ACTIONS)
+        return found
 
     def ends(self) -> dict[int, int]:
         """End offsets of the telemetry's partitions."""
@@ -122,13 +125,10 @@ class FaultRun:
         return found
 
     def wait_flowing(self, more: int = FLOWING) -> None:
-        """Until ``more`` alerts than now are in the topic, while the devices still send."""
-        wanted = self.alerts() + more
-        until = time.monotonic() + WAIT_S_MAX
-        while self.alerts() < wanted:
-            assert time.monotonic() < until, f"no {more} alerts within {WAIT_S_MAX:.0f} s"
-            time.sleep(0.05)
-        assert self.simulate.process.poll() is None, "the devices were done before the fault: too late to break anything"
+        """Until each partition has ``more`` alerts than now; the devices still send then."""
+        before = self.alerts()
+        wait_until(lambda: all(count >= before[partition] + more for partition, count in self.alerts().items()), f"no {more} alerts more")
+        assert self.simulate.process.poll() is None, self.simulate.err
 
     @contextmanager
     def fault(self, name: str, partitions: Iterable[int] = range(PARTITIONS)) -> Iterator[Fault]:
@@ -149,11 +149,20 @@ class FaultRun:
 
     # --- the end ----------------------------------------------------------------------------------------------------------
     def end(self) -> Outcome:
-        """Both end by themselves, in the processes they began in."""
+        """Once alerts flow again, the devices are told to end; the run ends by itself. Both in the processes they began in."""
+        self.wait_flowing(FLOWING_AGAIN)
+        self.simulate.interrupt()
         sent = self.simulate.end()
         assert self.session_actors() == self._processes, "an actor was started anew"
         status = self.run.end()
         return Outcome(self, sent, status)
+
+
+def wait_until(claim: Callable[[], bool], otherwise: str) -> None:
+    until = time.monotonic() + WAIT_S_MAX
+    while not claim():
+        assert time.monotonic() < until, f"{otherwise} within {WAIT_S_MAX:.0f} s"
+        time.sleep(0.05)
 
 
 def _say(text: str) -> None:
@@ -369,10 +378,7 @@ def delete_topic(servers: Sequence[str], topic: str) -> None:
     """Until brokers know of it no more."""
     admin = AdminClient({"bootstrap.servers": ",".join(servers)})
     admin.delete_topics([topic])[topic].result(WAIT_S_MAX)
-    until = time.monotonic() + WAIT_S_MAX
-    while topic in admin.list_topics(timeout=WAIT_S_MAX).topics:
-        assert time.monotonic() < until, f"{topic} is still there"
-        time.sleep(0.02)
+    wait_until(lambda: topic not in admin.list_topics(timeout=WAIT_S_MAX).topics, f"{topic} is not gone")
 
 
 def delete_records(servers: Sequence[str], topic: str, before: Mapping[int, int]) -> None:
@@ -385,10 +391,11 @@ def delete_records(servers: Sequence[str], topic: str, before: Mapping[int, int]
 def wait_in_sync(servers: Sequence[str], topic: str) -> None:
     """Until every replica is."""
     admin = AdminClient({"bootstrap.servers": ",".join(servers)})
-    until = time.monotonic() + WAIT_S_MAX
-    while any(len(p.isrs) < len(p.replicas) for p in admin.list_topics(topic, timeout=WAIT_S_MAX).topics[topic].partitions.values()):
-        assert time.monotonic() < until, f"{topic} is not in sync"
-        time.sleep(0.1)
+
+    def is_in_sync() -> bool:
+        return all(len(p.isrs) == len(p.replicas) for p in admin.list_topics(topic, timeout=WAIT_S_MAX).topics[topic].partitions.values())
+
+    wait_until(is_in_sync, f"{topic} is not in sync")
 
 
 def move_leaders_back(servers: Sequence[str], topic: str) -> None:

@@ -191,8 +191,9 @@ def test_closing_leaves_logging_as_it_was(written):
         return [(one.level, one.propagate, list(one.handlers)) for one in loggers], logging.logThreads, logging.logProcesses
 
     ray = logging.getLogger("ray")
-    own = logging.NullHandler()
+    own, another = logging.NullHandler(), logging.NullHandler()
     ray.addHandler(own)
+    ray.addHandler(another)
     ray.propagate = False
     try:
         before = state()
@@ -206,6 +207,7 @@ def test_closing_leaves_logging_as_it_was(written):
         assert state() == before
     finally:
         ray.removeHandler(own)
+        ray.removeHandler(another)
         ray.propagate = True
 
 

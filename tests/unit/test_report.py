@@ -74,7 +74,7 @@ def test_numbers_of_a_good_run() -> None:
     assert report["latency_ms"]["end_to_end"]["max"] == 503.0
     assert report["latency_ms"]["detect"]["max"] == 4.0
     assert report["within_3s"] == 1.0
-    assert report["cpu_us_per_event"] == {"fleet": 0.35, "sessions": 0.7, "other": 0.025, "total": 1.075}
+    assert report["cpu_us_per_event"] == {"fleet": 0.35, "sessions": 0.7, "other": 0.025, "total": 1.075, "broker": None}
     assert report["memory"]["bytes_per_session"] == 148.0
     assert report["unit"]["achieved_units"] == pytest.approx(1.818, abs=1e-3)
 

@@ -73,11 +73,12 @@ class Batch:
     payload: memoryview
 
 
-def batches_of(chunk: memoryview, wanted_offset: int, limit: int) -> Iterator[Batch | Unreadable]:
+def batches_of(chunk: memoryview, wanted_offset: int, limit: int, *, is_first: bool = False) -> Iterator[Batch | Unreadable]:
     """The whole batches of a chunk that was fetched from ``wanted_offset``, in order; one that is cut off at its end is left out.
 
-    ``limit``: the log's end at that time. Checksums leave out the first 17 bytes of a header, so these have to fit to what is around
-    them: lengths lead to the next header, offsets rise. Where they do not, nothing follows, because the way is lost.
+    ``limit``: the log's end at that time. ``is_first``: no batch lies across ``wanted_offset``, because one ended there. Checksums
+    leave out the first 17 bytes of a header, so these have to fit to what is around them: lengths lead to the next header,
+    offsets rise. Where they do not, nothing follows, because the way is lost.
     """
     at, floor = 0, -1
     while at + HEADER_BYTES <= len(chunk):
@@ -91,12 +92,12 @@ def batches_of(chunk: memoryview, wanted_offset: int, limit: int) -> Iterator[Ba
         following = _base_at(chunk, end) if why is None else None
         if why is None and crc32c.crc32c(chunk[at + _CHECKED_FROM : end]) != crc:
             why = "its checksum does not match"
-            behind = _behind(base_offset, fields[6], following, limit)
-            if base_offset <= expected + _SPAN_MAX and (following is None or behind == following):
-                yield Unreadable(base_offset, behind - 1, why, has_end=True)
+            behind = _behind(fields, following, wanted_offset if floor < 0 else -1, limit)
+            if behind <= limit and (base_offset <= expected if following is None else behind == following):
+                yield Unreadable(min(base_offset, expected), behind - 1, why, has_end=True)
                 at, floor = end, behind
                 continue
-        elif why is None and not _fits(base_offset, last_offset, expected, following, limit):
+        elif why is None and not _fits(base_offset, last_offset, expected, following, limit, is_first=is_first):
             why = "its offsets do not fit those around it"
         if why is not None:
             yield Unreadable(expected, expected, why, has_end=False)
@@ -122,13 +123,14 @@ def end_offset(chunk: memoryview, wanted_offset: int, limit: int) -> int | None:
     """
     at, floor = 0, -1
     while at + HEADER_BYTES <= len(chunk):
-        base_offset, length, _, magic, _, _, last_delta, *_ = HEADER.unpack_from(chunk, at)
-        if _misfit(base_offset, length, magic, floor) is not None:
+        fields = HEADER.unpack_from(chunk, at)
+        if _misfit(fields[0], fields[1], fields[3], floor) is not None:
             return max(wanted_offset, floor)
-        end = at + _PREFIX_BYTES + length
+        end = at + _PREFIX_BYTES + fields[1]
         if end > len(chunk):
             break
-        at, floor = end, _behind(base_offset, last_delta, _base_at(chunk, end), limit)
+        wanted = wanted_offset if floor < 0 else -1
+        at, floor = end, min(_behind(fields, _base_at(chunk, end), wanted, limit), _behind(fields, None, wanted, limit))  # the next may be damaged
     return max(wanted_offset, floor) if floor >= 0 else None
 
 
@@ -141,11 +143,13 @@ def _misfit(base_offset: int, length: int, magic: int, floor: int) -> str | None
     return f"offset {base_offset} after {floor - 1}" if base_offset < max(floor, 0) else None
 
 
-def _fits(base_offset: int, last_offset: int, expected: int, following: int | None, limit: int) -> bool:
+def _fits(base_offset: int, last_offset: int, expected: int, following: int | None, limit: int, *, is_first: bool) -> bool:
     """Whether offsets are possible. Holes are, where brokers compact; but not one that the batch behind knows nothing of."""
-    if not base_offset <= last_offset < limit:
+    if not base_offset <= last_offset < limit or (is_first and base_offset < expected <= last_offset):
         return False
-    return following is None or last_offset < following or base_offset <= expected <= last_offset
+    if following is None:
+        return last_offset >= expected
+    return last_offset < following or base_offset <= expected <= last_offset
 
 
 def _base_at(chunk: memoryview, at: int) -> int | None:
@@ -153,11 +157,16 @@ def _base_at(chunk: memoryview, at: int) -> int | None:
     return int.from_bytes(chunk[at : at + 8], "big", signed=True) if at + 8 <= len(chunk) else None
 
 
-def _behind(base_offset: int, last_delta: int, following: int | None, limit: int) -> int:
-    """The offset behind a batch whose header may be damaged: by the batch behind it, if that is there."""
+def _behind(fields: tuple[int, ...], following: int | None, wanted_offset: int, limit: int) -> int:
+    """The offset behind a batch whose header may be damaged: by the batch behind it, if that is there, else by what is possible.
+
+    ``wanted_offset``: that the batch holds by its broker, which does not give another one first; -1 where nobody said so.
+    """
+    base_offset, last_delta, records = fields[0], fields[6], fields[12]
     if following is not None and base_offset < following <= base_offset + _SPAN_MAX:
         return following
-    return base_offset + 1 + (last_delta if 0 <= last_delta < _SPAN_MAX and base_offset + last_delta < limit else 0)
+    spans = (span for span in (last_delta + 1, records) if 0 < span <= _SPAN_MAX and base_offset + span <= limit)
+    return max(base_offset + next(spans, 1), wanted_offset + 1)
 
 
 # --- packing -----------------------------------------------------------------------------------------------------------
@@ -221,7 +230,7 @@ def _unpack_snappy(payload: memoryview) -> bytes:
     blocks, at, size = [], _XERIAL_HEAD_BYTES, 0
     while at + 4 <= len(packed):
         (length,) = struct.unpack_from(">i", packed, at)
-        if length <= 0:
+        if not 0 < length <= len(packed) - at - 4:
             raise BadBatch(f"snappy: a block of {length} bytes")
         block = _snappy_block(packed[at + 4 : at + 4 + length])
         blocks.append(block)

@@ -383,22 +383,26 @@ class Producer:
         self._settle(batch, Outcome(UNKNOWN if batch.may_be_there else FAILED, -1, -1, error))
 
     def _settle(self, batch: Batch, outcome: Outcome) -> None:
-        """Count the outcome, make room, tell whoever asked; once."""
+        """Tell whoever asked, count the outcome, make room; once."""
         lane, count = batch.lane, batch.builder.count
         with self._lock:
             if batch.is_settled:
                 return  # given up by ``close`` while its answer was on its way
             batch.is_settled = True
+        if outcome.error is not None:
+            log.warning("topic %s, partition %d: %d records %s: %s", lane.topic, lane.partition, count, outcome.state, outcome.error)
+        for place, tell in batch.callbacks:
+            offset = outcome.offset + place if outcome.offset >= 0 else -1
+            try:
+                tell(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error))
+            except Exception as error:  # noqa: BLE001 - it must not keep others from being told
+                log.error("a callback failed: %s: %s", type(error).__name__, error)
+        with self._lock:
             if lane.in_flight is batch:
                 lane.in_flight = None
             lane.count(batch, outcome)
             self._bytes -= len(batch)
             self._settled.notify_all()
-        if outcome.error is not None:
-            log.warning("topic %s, partition %d: %d records %s: %s", lane.topic, lane.partition, count, outcome.state, outcome.error)
-        for place, tell in batch.callbacks:
-            offset = outcome.offset + place if outcome.offset >= 0 else -1
-            tell(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error))
 
 
 def _oldest_s(lane: Lane) -> float:

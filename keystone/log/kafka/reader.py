@@ -39,6 +39,7 @@ class KafkaReader:
         self._columns = Columns()
         self._at = 0  # in the columns
         self._behind = start_offset  # the offset behind everything in the columns
+        self._has_read_to = -1  # the same, where an intact batch ends there
         self._batches: Iterator[Batch | Unreadable] = iter(())
         self._damaged_at, self._damages = -1, 0
         self._gaps: list[Gap] = []
@@ -107,7 +108,8 @@ class KafkaReader:
                 chunk = self._next_chunk()
                 if chunk is None:
                     break
-                self._batches = batches_of(chunk.data, self._behind, max(self._place.end_offset, chunk.next_offset))
+                limit = max(self._place.end_offset, chunk.next_offset)
+                self._batches = batches_of(chunk.data, self._behind, limit, is_first=self._has_read_to == self._behind)
             elif isinstance(batch, Unreadable):
                 if not self._pass_over(batch):
                     break
@@ -122,7 +124,7 @@ class KafkaReader:
     def _take(self, batch: Batch) -> None:
         if not batch.is_control:
             self._columns.take(batch, self._behind)
-        self._behind = batch.last_offset + 1
+        self._behind = self._has_read_to = batch.last_offset + 1
 
     def _next_chunk(self) -> Chunk | None:
         place = self._place
@@ -196,7 +198,7 @@ class KafkaReader:
         self._columns.clear()
         self._at = 0
         self._position = self._behind = offset
-        self._damaged_at = -1
+        self._has_read_to = self._damaged_at = -1
 
     def _go_to(self, offset: int, fault: LogError | None = None) -> None:
         """Fetch from ``offset`` on, unless ``fault`` forbids it; what was fetched is forgotten."""
