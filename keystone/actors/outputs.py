@@ -197,11 +197,14 @@ class OutputSpec:
     actions_from: tuple[tuple[int, int], ...] = ()
 
 
-def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path, is_again: bool) -> Output:
-    """The output of the actor ``name``. ``is_again``: a predecessor died; what it said is not said once more."""
+def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, files: str, work_dir: Path, is_again: bool) -> Output:
+    """The output of the actor ``name``. ``files``: what its file of dead letters is called.
+
+    ``is_again``: a predecessor died; what it said is not said once more.
+    """
     trail = AlertTrail(work_dir, name) if spec.trail else None
     if spec.actions is None and spec.dead_letters is None:
-        letters = DeadLetterFile(Path(spec.dead_letters_dir) / f"{name}.ndjson", per_line=False, keep=False) if spec.dead_letters_dir is not None else None
+        letters = DeadLetterFile(Path(spec.dead_letters_dir) / f"{files}.ndjson", per_line=False, keep=False) if spec.dead_letters_dir is not None else None
         return LocalOutput(trail, letters)
     sink = TopicSink(spec.actions, spec.dead_letters, config, role=name)
     said = frozenset(sink.said_from(dict(spec.actions_from))) if is_again and spec.actions_from else frozenset()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class SessionSpec:
 
     ``start_offsets``: (partition, offset) where the run begins; empty: at 0, and building fails where that is gone.
     ``share`` of ``shares``: partitions the log gains meanwhile belong to this actor by their number. ``takes_gaps``: what retention
-    has dropped under the reader is counted and passed over, instead of ending the run.
+    has dropped under the reader is counted and passed over, instead of ending the run. ``files``: what the names of files of session
+    records and dead letters begin with; it is this run's alone, for opening removes what a dead predecessor wrote under it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class SessionSpec:
     has_story: bool = False
     takes_gaps: bool = False
     closes_sessions: bool = False  # at the end: what is open is recorded as ``open``
+    files: str = ""  # empty: ``name``
 
 
 @dataclass(slots=True)
@@ -135,12 +137,14 @@ class SessionActor(LoopActor):
         _rehearse(spec)
         work_dir = Path(spec.work_dir)
         self._log = self._open_log()
-        readers = {p: self._open_reader(p) for p in spec.partitions}
+        partitions = sorted({*spec.partitions, *self._gained()})
+        readers = {p: self._open_reader(p) for p in partitions}
         mark = work_dir / f"{self.name}.began"
-        self._output = open_output(spec.output, spec.config.kafka, name=self.name, work_dir=work_dir, is_again=mark.exists())
+        files = spec.files or self.name
+        self._output = open_output(spec.output, spec.config.kafka, name=self.name, files=files, work_dir=work_dir, is_again=mark.exists())
         mark.touch()
-        self._lake = self._open_lake()
-        self._sessions = SessionFiles(spec.sessions_dir, self.name, SESSION_SCHEMA) if spec.sessions_dir is not None else None
+        self._lake = self._open_lake(partitions)
+        self._sessions = SessionFiles(spec.sessions_dir, files, SESSION_SCHEMA) if spec.sessions_dir is not None else None
         each = spec.sessions_expected // max(1, len(readers))
         self._decoder = Decoder()
         self._owned = [Owned(p, reader, self._open_pipeline(p, each)) for p, reader in readers.items()]
@@ -158,13 +162,18 @@ class SessionActor(LoopActor):
             reader.seek(wanted)
         return reader
 
-    def _open_lake(self) -> LakeWriter | None:
+    def _gained(self) -> list[int]:
+        """Partitions that are ours by their number; beyond ``spec.partitions``, a predecessor may have read them."""
+        spec = self._spec
+        return list(range(spec.share, getattr(self._log, "partitions_now", lambda: self._log.partitions)(), spec.shares)) if spec.shares else []
+
+    def _open_lake(self, partitions: Sequence[int]) -> LakeWriter | None:
         """The lake, without whatever a dead predecessor wrote of our partitions since the run began: they begin anew."""
         if self._spec.lake_dir is None:
             return None
-        lake = LakeWriter(self._spec.lake_dir, self._spec.config.lake, partitions=self._spec.partitions)
+        lake = LakeWriter(self._spec.lake_dir, self._spec.config.lake, partitions=partitions)
         starts = dict(self._spec.start_offsets)
-        for partition in self._spec.partitions:
+        for partition in partitions:
             lake.discard_partition(partition, from_offset=starts.get(partition, 0))
         return lake
 
@@ -300,8 +309,8 @@ class SessionActor(LoopActor):
         """Own the partitions that the topic has gained and that are ours by their number, from their first record on."""
         self._looked_s = now_s
         known = {owned.partition for owned in self._owned}
-        for partition in range(getattr(self._log, "partitions_now", lambda: self._log.partitions)()):
-            if partition % self._spec.shares == self._spec.share and partition not in known:
+        for partition in self._gained():
+            if partition not in known:
                 try:
                     reader = self._log.reader(partition)
                 except LogUnreachable:  # it has no leader yet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import sys
@@ -125,12 +126,14 @@ class Service:
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
         places = self._places
+        run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
         for index, own in enumerate(shares(places.partitions, self._actors)):
             spec = SessionSpec(
                 f"session-{index}", own, str(places.log), str(work_dir), _text(places.lake_dir), self._config,
                 output=places.output, sessions_dir=_text(places.sessions_dir),
                 start_offsets=tuple((p, places.start_offsets[p]) for p in own),
                 share=index, shares=self._actors, has_story=self._has_story, takes_gaps=True, closes_sessions=True,
+                files=f"{run}-session-{index}",
             )  # fmt: skip
             supervisor.add("session", spec.name, covers(own), SessionActor, spec)
 

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +26,12 @@ from confluent_kafka.admin import AdminClient
 
 from keystone.bench.latency import ALERT_KEY, score
 from tests.kafka_server import KafkaCluster
-from tests.rdkafka import CONSUMING, leaders
+from tests.rdkafka import CONSUMING, WAIT_S_MAX, leaders
 from tests.reference import DIMENSIONS, INTS, STRINGS, LogRecord, ReferenceSessions, partition_of
-from tests.services.runs import ALERT_COLUMNS, Command, Rows, log_of
+from tests.services.runs import ALERT_COLUMNS, Command, Rows, log_of, wait_until
 
 PARTITIONS = 4
 TELEMETRY, ACTIONS, DEAD_LETTERS = "keystone-telemetry", "keystone-actions", "keystone-dead-letters"
-WAIT_S_MAX = 60.0  # for an alert after a fault: generous, brokers on a busy machine take a tenth of it
 FLOWING = 5  # alerts of each partition
 FLOWING_AGAIN = 20
 OPEN_STALL_MS = 10_000
@@ -111,8 +110,7 @@ class FaultRun:
     # --- while it runs --------------------------------------------------------------------------------------------------
     def session_actors(self) -> list[psutil.Process]:
         """The processes that own partitions."""
-        family = psutil.Process(self.run.process.pid).children(recursive=True)
-        return sorted((p for p in family if p.name().startswith("ray::SessionA")), key=lambda process: process.pid)
+        return self.run.session_actors()
 
     def alerts(self) -> dict[int, int]:
         """Actions in each partition of the topic: that of the telemetry that caused them, for both have as many. Waits for a broker that is away."""
@@ -156,13 +154,6 @@ class FaultRun:
         assert self.session_actors() == self._processes, "an actor was started anew"
         status = self.run.end()
         return Outcome(self, sent, status)
-
-
-def wait_until(claim: Callable[[], bool], otherwise: str) -> None:
-    until = time.monotonic() + WAIT_S_MAX
-    while not claim():
-        assert time.monotonic() < until, f"{otherwise} within {WAIT_S_MAX:.0f} s"
-        time.sleep(0.05)
 
 
 def _say(text: str) -> None:

@@ -24,11 +24,10 @@ from tests.faults.kafka_faults import (
     move_leaders_back,
     url_of,
     wait_in_sync,
-    wait_until,
 )
 from tests.kafka_server import KafkaCluster
 from tests.rdkafka import Confluent
-from tests.services.runs import Command, log_of
+from tests.services.runs import Command, log_of, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults, pytest.mark.slow, pytest.mark.ray]
 

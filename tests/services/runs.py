@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,11 @@ class Command:
             self._seen += [child for child in psutil.Process(self.process.pid).children(recursive=True) if child.pid not in known]
         return self._seen
 
+    def session_actors(self) -> list[psutil.Process]:
+        """Those that live now."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return sorted((p for p in children if p.name().startswith("ray::SessionA")), key=lambda process: process.pid)
+
     def wait_for(self, *patterns: str, within_s: float = END_S_MAX) -> None:
         """Until its stdout has something for each of ``patterns``."""
         deadline = time.monotonic() + within_s
@@ -113,6 +118,14 @@ class Command:
         assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == [], "processes are left"
         assert sorted(path.name for path in self._tmp.iterdir()) == [], "files are left"
         return self.process.returncode
+
+
+def wait_until(claim: Callable[[], bool], otherwise: str) -> None:
+    """Until it is true: ``otherwise`` says what is wrong where that takes too long."""
+    until = time.monotonic() + WAIT_S_MAX
+    while not claim():
+        assert time.monotonic() < until, f"{otherwise} within {WAIT_S_MAX:.0f} s"
+        time.sleep(0.05)
 
 
 def _said(file: BinaryIO) -> str:

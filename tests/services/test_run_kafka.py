@@ -18,7 +18,7 @@ from tests.kafka_server import KafkaCluster
 from tests.rdkafka import CLIENTS, Codec, Confluent, Independent, leaders
 from tests.reference import LogRecord
 from tests.services import runs
-from tests.services.runs import QUICK, Topics
+from tests.services.runs import QUICK, Topics, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -128,7 +128,9 @@ def test_every_alert_that_two_simulations_expect_is_sent_once_and_no_other(kafka
 
 
 @pytest.mark.kafka
-def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaCluster, topic_name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [0, 2])
+def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaCluster, topic_name: str, tmp_path: Path, kills: int) -> None:
+    """Also by actors that are killed after they gained them: what their predecessors wrote of these is not there twice."""
     topics = Topics.made(kafka.servers, topic_name, partitions=2)
     first, second = halves = split(dirty_text(7, 2_000, broken_share=0), 800)
     watched = ("--lake", str(tmp_path / "lake"), "--until-idle", "8", "--report", str(tmp_path / "report.json"), "--session-actors", "2")
@@ -141,6 +143,10 @@ def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaClu
         while len(found := leaders(topics.servers, topics.name)) < 5 or min(found.values()) < 0:
             time.sleep(0.05)
         Confluent().produce(topics.servers, topics.name, runs.singles(second, None))
+        for actor in reading.session_actors()[:kills]:
+            wait_until(lambda: topics.alerts() != [], "nothing is read")
+            time.sleep(1)
+            actor.kill()
         assert reading.end() == 0, reading.err
     records = topics.log()
     assert {partition for partition, of_partition in records.items() if of_partition} >= {0, 1, 3, 4}, "devices have moved; none belongs to partition 2"
@@ -148,10 +154,12 @@ def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaClu
     assert expected.ledger()["received"] == sum(bool(line.strip()) for half in halves for line in half.split(b"\n"))
     assert {session["end_reason"] for session in expected.sessions} == {"stop", "timeout"}
     runs.assert_alerts(topics.alerts(), expected)
-    runs.assert_letters(topics.letters(), expected)
+    letters = {(row["partition"], row["offset"], row["line"]): row for row in topics.letters()}
+    runs.assert_letters(list(letters.values()), expected)
     runs.assert_sessions(tmp_path / "lake-sessions", expected)
     runs.assert_lake(tmp_path / "lake", expected)
     report = runs.assert_report(tmp_path / "report.json", expected)
+    assert report["restarts"] == kills
     assert report["next_offsets"] == {str(partition): len(of_partition) for partition, of_partition in records.items()}
 
 

@@ -67,6 +67,10 @@ def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twi
     rows = pl.read_parquet(lake / "**/*.parquet", columns=["device_id", "offset"], hive_partitioning=False).sort("offset")
     assert rows["device_id"].to_list() == ["before"] * 30 + ["after"] * 5
     assert rows["offset"].to_list() == [*range(30), *range(31, 36)]
+    sessions = pl.read_parquet(tmp_path / "lake-sessions" / "*.parquet")["device_id"].to_list()
+    assert sorted(sessions) == ["after"] * 5 + ["before"] * 30, "those of the earlier run are kept"
+    letters = runs.letters_in(tmp_path / "lake-dead-letters")
+    assert sorted(letter["offset"] for letter in letters) == [30, 36]
 
 
 @pytest.mark.parametrize("wait_s", [0.3, 2.0], ids=["as it begins", "as Ray begins"])
@@ -103,7 +107,7 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
             time.sleep(0.7)  # files of the lake come into place, alerts into the topic
         assert topics.alerts()
         assert list((tmp_path / "lake").glob("**/*.parquet"))
-        actors = [process for process in run.family() if process.is_running() and any("SessionActor" in word for word in process.cmdline())]
+        actors = run.session_actors()
         assert len(actors) == 2
         os.kill(actors[0].pid, signal.SIGKILL)
         Confluent().produce(topics.servers, topics.name, runs.singles(parts[2], None))

@@ -62,7 +62,7 @@ def test_files_are_written_when_send_returns(tmp_path: Path) -> None:
 
 
 def test_without_files_alerts_are_counted_and_timed(tmp_path: Path) -> None:
-    output = open_output(OutputSpec(trail=False), KafkaConfig(), name="a", work_dir=tmp_path, is_again=False)
+    output = open_output(OutputSpec(trail=False), KafkaConfig(), name="a", files="a", work_dir=tmp_path, is_again=False)
     output.send(delivery(1, alert(1), letters=[letter(0)]))
     assert offsets(output.finished()) == [1]
     assert (output.alerts, output.detect.count) == (1, 1)
@@ -74,7 +74,7 @@ def test_a_successor_writes_dead_letters_anew(tmp_path: Path) -> None:
     """It reads again from where the run began, so what its predecessor wrote comes again."""
     spec = OutputSpec(trail=False, dead_letters_dir=str(tmp_path / "letters"))
     for is_again in (False, True):
-        output = open_output(spec, KafkaConfig(), name="a", work_dir=tmp_path, is_again=is_again)
+        output = open_output(spec, KafkaConfig(), name="a", files="a", work_dir=tmp_path, is_again=is_again)
         output.send(delivery(1, letters=[letter(0), letter(1)]))
         assert output.close()
     assert len((tmp_path / "letters" / "a.ndjson").read_bytes().splitlines()) == 2
