@@ -154,8 +154,10 @@ def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaClu
     assert expected.ledger()["received"] == sum(bool(line.strip()) for half in halves for line in half.split(b"\n"))
     assert {session["end_reason"] for session in expected.sessions} == {"stop", "timeout"}
     runs.assert_alerts(topics.alerts(), expected)
-    letters = {(row["partition"], row["offset"], row["line"]): row for row in topics.letters()}
-    runs.assert_letters(list(letters.values()), expected)
+    letters = topics.letters()
+    if kills:  # said twice at worst: who reads them knows them by their place
+        letters = list({(row["partition"], row["offset"], row["line"]): row for row in letters}.values())
+    runs.assert_letters(letters, expected)
     runs.assert_sessions(tmp_path / "lake-sessions", expected)
     runs.assert_lake(tmp_path / "lake", expected)
     report = runs.assert_report(tmp_path / "report.json", expected)
