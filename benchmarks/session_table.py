@@ -36,6 +36,7 @@ from keystone.events import (
     EventBatch,
     StringColumn,
 )  # fmt: skip
+from keystone.session_snapshot import Strings
 from keystone.sessions import SessionTable
 
 BATCH = 4096
@@ -55,6 +56,9 @@ class Texts:
 
     def intern(self, column: int, value: bytes) -> int:
         raise AssertionError(f"nothing is restored here, so nothing is interned: {column}, {value!r}")
+
+    def strings(self) -> Strings:
+        raise AssertionError("nothing is kept here")
 
 
 def mixed(numbers: np.ndarray, salt: int) -> np.ndarray:

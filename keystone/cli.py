@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": ("keystone.bench.__main__:bench_command", "Run devices, sessions and lake on this machine, and judge the run."),
     "demo": ("keystone.run.demo:demo_command", "Devices and a run in one terminal: the story within seconds."),
     "doctor": ("keystone.run.doctor:doctor_command", "Look at everything a run needs."),
+    "lake": ("keystone.run.lake:lake_command", "Look at a lake's tables, prove what they hold, keep them small."),
     "replay": ("keystone.replay:replay_command", "Run files of events through the engine as fast as it goes."),
     "run": ("keystone.run.command:run_command", "Read a log, find buffering loops, send bitrate downgrades."),
     "score": ("keystone.run.score:score_command", "Compare a topic's actions with a simulation's truth."),

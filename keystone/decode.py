@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets as entropy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from keystone.kernels import words as word_kernel
 from keystone.kernels.columns import take_rows
 from keystone.kernels.glue import Glue, new_glue
 from keystone.partition import partitions_of
+from keystone.session_snapshot import Strings
 
 ROWS_MAX = 16384  # of one batch, 4 MB of columns; with 8192 the lake, whose pages these are, cost 5% more, with 4096 15%
 BYTES_MAX = 4 << 20  # of text one batch may take in; bounds the identifier columns
@@ -149,6 +151,16 @@ class Dictionaries:
     def size(self, column: int) -> int:
         """Number of codes of the column."""
         return int(self.words.codes_used[column])
+
+    def strings(self) -> Strings:
+        """All strings so far, without a pass over them: views of what is only ever added to (a larger table is another one)."""
+        words = self.words
+        count, size = int(words.state[word_kernel.COUNT]), int(words.state[word_kernel.BYTES])
+        return Strings(words.arena[:size], words.size[:count], words.column[:count], words.code[:count])
+
+    def fingerprint(self) -> U8:
+        """16 bytes that tell whether two dictionaries hash alike, and do not tell how."""
+        return np.frombuffer(hashlib.blake2b(self.words.secrets.tobytes(), digest_size=16, person=b"keystone").digest(), np.uint8)
 
     def arrow(self, column: int) -> pa.Array:
         """All strings of the column by code, as an Arrow string array."""

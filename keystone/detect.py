@@ -11,7 +11,7 @@ from typing import Final
 
 from keystone.events import ALERT_LOOP, ALERT_OPEN_STALL, DIMENSIONS, FIRST_DIMENSION, I32, I64, INT_NULL, Alert
 from keystone.kernels import session_rows as layout
-from keystone.session_state import DictionaryStore
+from keystone.session_snapshot import DictionaryStore
 
 KINDS: Final = (ALERT_LOOP, ALERT_OPEN_STALL)  # by the kernel's numbers
 ALERT_ID_DIGITS: Final = 32

@@ -13,12 +13,21 @@ KeystoneError
 │   ├── OffsetOutOfRange   retention overtook the reader, or the offset was never written: seek
 │   │   └── LogRecreated   the topic was deleted and made anew: the old offsets mean other records now
 │   └── LogCorrupt         a record that had been complete no longer matches its checksum
-└── SinkError
-    ├── SinkBusy           the same batch again, later
-    └── SinkRefused        never as it is: to the dead letters
+├── SinkError
+│   ├── SinkBusy           the same batch again, later
+│   ├── SinkRefused        never as it is: to the dead letters
+│   ├── ChainBroken        what the lake holds and what it is given leave a hole or overlap: stop, a person looks
+│   └── LakeDamaged        a file of the lake is missing, or not what was written: stop, a person looks
+├── Fenced                 another owner took over: end yourself, write nothing more
+├── StoreUnavailable       the store of checkpoints does not answer, or is full: the same again, later
+└── CheckpointDamaged      a checkpoint's bytes are not those that were written: take the one before
 
 Errors are named by what the caller does next. Bad *events* raise nothing: they become dead letters.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class KeystoneError(Exception):
@@ -83,3 +92,39 @@ class SinkBusy(SinkError):
 
 class SinkRefused(SinkError):
     """Will never be taken as it is."""
+
+
+class ChainBroken(SinkError):
+    """Segments of some partitions were not committed: they do not begin where the lake ends. ``refused``: why, by partition."""
+
+    def __init__(self, refused: Mapping[int, str]) -> None:
+        first = min(refused)
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        super().__init__(f"not committed to the lake: partition {first}{more}: {refused[first]}")
+        self.refused = dict(refused)
+
+    def __reduce__(self) -> tuple[type[ChainBroken], tuple[dict[int, str]]]:
+        return type(self), (self.refused,)
+
+
+class LakeDamaged(SinkError):
+    """A file of the lake is not there, or not the one that was written."""
+
+
+class Fenced(KeystoneError):
+    """Another owner claimed what this one held: it may write nothing more."""
+
+    def __init__(self, key: str, epoch: int, current: int) -> None:
+        super().__init__(f"{key} belongs to epoch {current} now, this was its owner in epoch {epoch}")
+        self.key, self.epoch, self.current = key, epoch, current
+
+    def __reduce__(self) -> tuple[type[Fenced], tuple[str, int, int]]:
+        return type(self), (self.key, self.epoch, self.current)
+
+
+class StoreUnavailable(KeystoneError):
+    """The store did not do what was asked of it, and may do so later."""
+
+
+class CheckpointDamaged(KeystoneError):
+    """Not the bytes of a checkpoint, or not all of them."""

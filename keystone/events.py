@@ -101,6 +101,14 @@ class Records:
         """Bytes of all values together."""
         return int((self.ends - self.starts).sum())
 
+    def split(self, offset: int) -> tuple[Records, Records]:
+        """Those below ``offset`` and the others, of the same text."""
+        at = int(np.searchsorted(self.offsets, offset))
+        return self._part(slice(0, at), min(offset, self.next_offset)), self._part(slice(at, None), self.next_offset)
+
+    def _part(self, rows: slice, next_offset: int) -> Records:
+        return Records(self.partition, self.text, self.starts[rows], self.ends[rows], self.offsets[rows], self.append_ts_ms[rows], next_offset)
+
     @classmethod
     def empty(cls, partition: int, next_offset: int) -> Records:
         none = np.zeros(0, np.int64)

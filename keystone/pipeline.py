@@ -10,10 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from keystone.config import Config
 from keystone.decode import Decoder, Dictionaries
+from keystone.errors import CheckpointDamaged, UsageError
 from keystone.events import Alert, DeadLetter, EventBatch, Records
+from keystone.mappings import Room
 from keystone.metrics import Ledger
+from keystone.session_snapshot import Arrays
 from keystone.sessions import Applied, SessionRecords, SessionTable
 
 OnBatch = Callable[[EventBatch, Dictionaries], None]
@@ -81,9 +86,19 @@ class PartitionPipeline:
         elif now_ms is not None:
             self._log_time_ms = max(self._log_time_ms, now_ms)
         if self._has_log_time and self._log_time_ms - self._swept_ms >= SWEEP_EVERY_MS:
-            self._swept_ms = self._log_time_ms
-            self._collect(self.sessions.advance(self._log_time_ms), result, time.time() * 1e3)
+            self._sweep(result)
         return result
+
+    def settle(self) -> StepResult:
+        """Fire what is due by now: afterwards the state depends on the records and ``log_time_ms`` alone, not on when it was swept."""
+        result = StepResult(self.partition)
+        if self._has_log_time and self._log_time_ms > self._swept_ms:
+            self._sweep(result)
+        return result
+
+    def _sweep(self, result: StepResult) -> None:
+        self._swept_ms = self._log_time_ms
+        self._collect(self.sessions.advance(self._log_time_ms), result, time.time() * 1e3)
 
     def apply(self, batch: EventBatch, result: StepResult) -> None:
         """Apply decoded events of this partition; what comes of them is added to ``result``."""
@@ -100,6 +115,24 @@ class PartitionPipeline:
         result = StepResult(self.partition)
         self._collect(self.sessions.close_all(), result, time.time() * 1e3)
         return result
+
+    def snapshot(self, room: Room | None = None) -> Arrays:
+        """All that a step depends on, between two steps; see ``SessionTable.snapshot``. Learned spelling is left out: it costs time only."""
+        clocks: Arrays = {"log_time": np.array([self._log_time_ms, self._swept_ms], np.int64), "hashing": self._decoder.dictionaries.fingerprint()}
+        return self.sessions.snapshot(room) | clocks
+
+    def restore(self, arrays: Arrays) -> None:
+        """Go on where a snapshot of the same partition was made, as if nothing had happened between.
+
+        Raises as ``SessionTable.restore`` does, and ``UsageError`` where the decoder hashes otherwise than the one behind the
+        snapshot: each of its sessions would begin again beside the one that is kept.
+        """
+        if {"log_time", "hashing"} - arrays.keys() or arrays["log_time"].size != 2:
+            raise CheckpointDamaged("its arrays are not those of a pipeline")
+        if not np.array_equal(arrays["hashing"], self._decoder.dictionaries.fingerprint()):
+            raise UsageError("the snapshot was made with another seed: make the decoder with the seed that is kept beside the checkpoints")
+        self.sessions.restore(arrays)
+        self._log_time_ms, self._swept_ms = (int(time_ms) for time_ms in arrays["log_time"])
 
     def _collect(self, applied: Applied, result: StepResult, decoded_ms: float) -> None:
         if applied.alerts:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from keystone.events import CODED_DIMENSIONS, END_REASONS, FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, U8
 from keystone.kernels import session_rows as layout
-from keystone.session_state import DictionaryStore
+from keystone.session_snapshot import DictionaryStore
 
 _COUNTS: Final = ("events", "buffers", "errors", "duplicates", "late", "alerts")
 _WORDS: Final = pa.dictionary(pa.int32(), pa.string())  # few values, many rows; a Parquet file holds plain strings

@@ -6,20 +6,21 @@ not bytes. A freed row is used again before a new one, so memory follows the mos
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from keystone import session_snapshot
 from keystone.config import DetectionConfig, SessionConfig
 from keystone.errors import SessionsFull, UsageError
-from keystone.events import DICTIONARY_COLUMNS, FIRST_DIMENSION, I32, I64
+from keystone.events import I32, I64
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.kernels.arena import CLASSES, NONE, UNIT
+from keystone.mappings import ALIGNMENT, Mapping, Room
+from keystone.session_snapshot import SCHEMA, Arrays, DictionaryStore
 
 ROWS_MIN: Final = 1 << 12
 SLOTS_MIN: Final = 1 << 13  # of the index; it doubles above 5/8 full: 1.75 slots looked at for a hit at most
@@ -28,54 +29,6 @@ SIDES_MIN: Final = 1 << 10
 ARENA_MIN: Final = 1 << 16
 GROWTH: Final = 8  # of mappings: room costs nothing untouched, but each move splits their huge pages
 WASTE_MIN: Final = 1 << 20  # freed arena units (4 MB) below which compaction is not worth a pass
-SNAPSHOT_FORMAT: Final = 1
-DIMENSIONS: Final = len(DICTIONARY_COLUMNS) - FIRST_DIMENSION
-
-
-class DictionaryStore(Protocol):
-    """The strings behind the codes of DICTIONARY_COLUMNS; codes are dense from 0 in each column."""
-
-    def text(self, column: int, code: int) -> str:
-        """The string behind a code."""
-
-    def intern(self, column: int, value: bytes) -> int:
-        """The code of a UTF-8 string, new if need be."""
-
-
-class Mapping:
-    """Anonymous memory, zero until written, that grows in place."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._map = _anonymous(size_bytes)
-
-    def view(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        return np.frombuffer(self._map, dtype)
-
-    def grow(self, size_bytes: int) -> None:
-        """To at least ``size_bytes``. Views made before are dead: drop them first, else the bytes are copied."""
-        size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        try:
-            self._map.resize(size_bytes)
-        except (BufferError, SystemError, OSError, ValueError):  # a view lives, or the system cannot
-            wider = _anonymous(size_bytes)
-            np.frombuffer(wider, np.uint8)[: len(self._map)] = np.frombuffer(self._map, np.uint8)
-            self._map = wider
-        _ask_huge_pages(self._map)
-
-
-def _anonymous(size_bytes: int) -> mmap.mmap:
-    size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    created = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    _ask_huge_pages(created)
-    return created
-
-
-def _ask_huge_pages(mapping: mmap.mmap) -> None:
-    # Random access to 1 GB of 4 KB pages misses the translation cache at every event; 2 MB pages do not.
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None and len(mapping) >= 1 << 21:
-        with contextlib.suppress(OSError):  # a kernel without them: slower, nothing else
-            mapping.madvise(advice)
 
 
 class TableMemory:
@@ -217,74 +170,54 @@ class TableMemory:
         kernel.change_codes(self.table, dimension, np.ascontiguousarray(mapping, np.int32))
 
     # --- snapshot -----------------------------------------------------------------------------------------------
-    def snapshot(self, dictionaries: DictionaryStore) -> dict[str, npt.NDArray[Any]]:
-        """Everything as arrays of their own, dictionary strings included."""
-        state, rows = self.state, self.active
-        words, side = np.zeros(rows * layout.ROW_WORDS, np.int64), np.zeros(int(state[layout.SIDES_USED]) * layout.SIDE_WORDS, np.int64)
-        high = np.zeros(rows * layout.DIMS if self._high_rows else 0, np.uint16)
-        units = np.zeros(max(1, int(state[layout.UNITS] - state[layout.UNITS_FREE])), np.uint32)
-        counters = state.copy()
-        counters[:] = 0
-        counters[[layout.ROW_FREE, layout.SIDE_FREE]] = NONE
-        free: I64 = np.full(CLASSES, NONE, np.int64)
-        copy = self.table._replace(
-            words=words, halves=words.view(np.uint32), shorts=words.view(np.uint16), high=high, side=side, arena=units.view(np.uint8), units=units,
-            free=free, state=counters,
-        )  # fmt: skip
-        kernel.gather(self.table, copy)
-        for name in _KEPT_COUNTERS:
-            counters[name] = state[name]
-        arrays: dict[str, npt.NDArray[Any]] = {"format": np.array([SNAPSHOT_FORMAT], np.int64), "state": counters}
-        arrays |= {"rows": words, "side": side, "high": high, "strings": units}
-        for dimension in range(DIMENSIONS):
-            arrays |= self._dictionary(dimension, dictionaries)
-        return arrays
+    def snapshot(self, dictionaries: DictionaryStore, room: Room | None = None) -> Arrays:
+        """Everything as arrays (``session_snapshot``): the used beginnings of the memory copied as they are, into ``room``.
 
-    def _dictionary(self, dimension: int, dictionaries: DictionaryStore) -> dict[str, npt.NDArray[Any]]:
-        codes = np.flatnonzero(self.live_codes(dimension)).astype(np.int32)
-        values = [dictionaries.text(FIRST_DIMENSION + dimension, int(code)).encode() for code in codes]
-        ends = np.cumsum([len(value) for value in values], dtype=np.int64)
-        name = DICTIONARY_COLUMNS[FIRST_DIMENSION + dimension]
-        return {f"codes_{name}": codes, f"ends_{name}": ends, f"text_{name}": np.frombuffer(b"".join(values), np.uint8).copy()}
+        No pass over sessions. Strings are views of what only grows.
+        """
+        arrays = (room or Room()).copies(self._used())
+        arrays["state"][layout.APPLIED :] = 0  # of one call only
+        strings = dictionaries.strings()
+        arrays |= {"text": strings.text, "text_sizes": strings.sizes, "text_columns": strings.columns, "text_codes": strings.codes}
+        return arrays | {"schema": np.array([SCHEMA], np.int64)}
 
-    def restore(self, arrays: dict[str, npt.NDArray[Any]], dictionaries: DictionaryStore) -> None:
-        """Replace everything by a snapshot's content."""
-        if int(arrays["format"][0]) != SNAPSHOT_FORMAT:
-            raise UsageError(f"the snapshot has format {int(arrays['format'][0])}, this version reads {SNAPSHOT_FORMAT}: replay the log instead")
-        words, side, high, units = arrays["rows"], arrays["side"], arrays["high"], arrays["strings"]
-        rows = words.size // layout.ROW_WORDS
-        if rows > self.sessions_max:
-            raise SessionsFull(f"the snapshot holds {rows:,} sessions, session.sessions_max is {self.sessions_max:,}: raise it")
+    @property
+    def snapshot_bytes(self) -> int:
+        """Room that a snapshot takes now."""
+        return sum(array.nbytes + ALIGNMENT for array in self._used().values())
+
+    def _used(self) -> Arrays:
+        """The used beginnings of everything that a snapshot copies; views."""
+        state, table = self.state, self.table
+        rows, sides, units = (int(state[place]) for place in (layout.ROWS, layout.SIDES, layout.UNITS))
+        return {
+            "state": state, "free": self._free, "rows": table.words[: rows * layout.ROW_WORDS], "side": table.side[: sides * layout.SIDE_WORDS],
+            "high": table.high[: rows * layout.DIMS], "arena": table.units[:units],
+        }  # fmt: skip
+
+    def restore(self, arrays: Arrays, dictionaries: DictionaryStore) -> None:
+        """Replace everything by a snapshot's content, its codes by those of ``dictionaries``; wake all timers."""
+        if "schema" not in arrays or int(arrays["schema"][0]) != SCHEMA:
+            raise UsageError(f"the snapshot is not of schema {SCHEMA}, the one that this version reads: replay the log instead")
+        session_snapshot.check(arrays)
+        state = arrays["state"]
+        rows, sides, units = (int(state[place]) for place in (layout.ROWS, layout.SIDES, layout.UNITS))
+        active = int(state[layout.ACTIVE])
+        if active > self.sessions_max:
+            raise SessionsFull(f"the snapshot holds {active:,} sessions, session.sessions_max is {self.sessions_max:,}: raise it")
         del self.table
-        sides = side.size // layout.SIDE_WORDS + SIDES_MIN
-        self._allocate(max(ROWS_MIN, rows + layout.CHUNK), sides, units.size + ARENA_MIN, _slots_for(rows + layout.CHUNK))
-        if high.size:
+        self._allocate(max(ROWS_MIN, rows + layout.CHUNK), sides + SIDES_MIN, units + ARENA_MIN, _slots_for(rows + layout.CHUNK))
+        if arrays["high"].size:
             self._add_high()
-        self.state[:] = arrays["state"]
+        self.state[:], self._free[:] = state, arrays["free"]
         self._bind()
         table = self.table
-        table.words[: words.size], table.side[: side.size], table.high[: high.size], table.units[: units.size] = words, side, high, units
+        for memory, name in ((table.words, "rows"), (table.side, "side"), (table.high, "high"), (table.units, "arena")):
+            memory[: arrays[name].size] = arrays[name]
         kernel.fill_index(table)
         kernel.wake_all(table)
-        for dimension in range(DIMENSIONS):
-            self._translate(dimension, arrays, dictionaries)
-
-    def _translate(self, dimension: int, arrays: dict[str, npt.NDArray[Any]], dictionaries: DictionaryStore) -> None:
-        """From the snapshot's codes to those of this process."""
-        name = DICTIONARY_COLUMNS[FIRST_DIMENSION + dimension]
-        codes, ends, text = arrays[f"codes_{name}"], arrays[f"ends_{name}"], arrays[f"text_{name}"].tobytes()
-        if not codes.size:
-            return
-        mapping: I32 = np.full(int(codes.max()) + 1, -1, np.int32)
-        start = 0
-        for code, end in zip(codes.tolist(), ends.tolist(), strict=True):
-            mapping[code] = dictionaries.intern(FIRST_DIMENSION + dimension, text[start:end])
-            start = end
-        self.remap(dimension, mapping)
-
-
-#: Counters that a copy takes over as they are; ``gather`` counts the others anew.
-_KEPT_COUNTERS: Final = (layout.LONGEST_DEVICE, layout.LONGEST_SESSION, layout.LONGEST_USER, layout.LOG_TIME, layout.SWEPT_AT)
+        for dimension, mapping in enumerate(session_snapshot.mappings(table, arrays, dictionaries)):
+            self.remap(dimension, mapping)
 
 
 def _slots_for(sessions: int) -> int:

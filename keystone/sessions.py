@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,12 @@ from keystone.detect import alerts_of
 from keystone.events import FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, Alert, EventBatch
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
+from keystone.mappings import Room
 from keystone.session_records import Names, SessionRecords, names_of
-from keystone.session_state import DictionaryStore, TableMemory
+from keystone.session_snapshot import Arrays, DictionaryStore
+from keystone.session_state import TableMemory
 
-__all__ = ["Applied", "DictionaryStore", "SessionLook", "SessionRecords", "SessionTable"]
+__all__ = ["Applied", "DictionaryStore", "Room", "SessionLook", "SessionRecords", "SessionTable"]
 
 CLOSED_MAX: Final = 2048  # closed sessions of one kernel call; more make another
 ALERTS_MAX: Final = 512
@@ -159,16 +161,29 @@ class SessionTable:
         startup_ms = None if startup == INT_NULL else startup
         return SessionLook(start_ts, end_ts, startup_ms, stall_ms, max(0, end_ts - start_ts - (startup_ms or 0) - stall_ms), run, OUTCOMES[outcome])
 
-    def snapshot(self) -> dict[str, npt.NDArray[Any]]:
-        """The whole state as arrays of their own, dictionary strings included.
+    def snapshot(self, room: Room | None = None) -> Arrays:
+        """The whole state as arrays, dictionary strings included: copies made in ``room``, and views of what never changes.
 
-        Keys are kept as the decoder hashed them: whoever restores must decode with the same seed.
+        Memory is copied as it lies, nothing looks at a session: this is what the stream has to stand still for. Before they are
+        kept, ``session_snapshot.packed`` takes out what is unused. Session keys are as the decoder hashed them: whoever restores
+        must decode with the same seed. A room that is too small is made larger, which takes ten times as long as the copy: see
+        ``Room.reserve`` and ``snapshot_bytes``.
         """
-        return self._memory.snapshot(self._dictionaries)
+        return self._memory.snapshot(self._dictionaries, room) | {"partition": np.array([self._partition], np.int64)}
 
-    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Replace the state by a snapshot's, translating dimension codes to this process's dictionaries."""
+    @property
+    def snapshot_bytes(self) -> int:
+        """The room that a snapshot would take now."""
+        return self._memory.snapshot_bytes
+
+    def restore(self, arrays: Arrays) -> None:
+        """Replace the state by a snapshot's, translating dimension codes to this process's dictionaries.
+
+        ``arrays`` are only read, and not kept. Raises ``CheckpointDamaged`` where they do not fit together, ``UsageError`` for
+        another schema, ``SessionsFull``. After ``CheckpointDamaged`` the table may not be used any more.
+        """
         self._memory.restore(arrays, self._dictionaries)
+        self._partition = int(arrays["partition"][0])
 
     def live_codes(self, dimension: int) -> npt.NDArray[np.bool_]:
         """Which codes of CODED_DIMENSIONS[dimension] are in use. Shape (highest + 1,)."""

@@ -27,6 +27,7 @@ from keystone.events import (
     EventBatch,
     StringColumn,
 )  # fmt: skip
+from keystone.session_snapshot import Strings, packed
 from keystone.sessions import Applied, SessionTable
 from tests.reference import DIMENSIONS, INTS, ReferenceSessions
 
@@ -49,6 +50,11 @@ class ToyDictionaries:
             self.codes[column][text] = len(self.values[column])
             self.values[column].append(text)
         return self.codes[column][text]
+
+    def strings(self) -> Strings:
+        rows = [(value.encode(), column, code) for column, codes in enumerate(self.codes) for value, code in codes.items()]
+        numbers = np.array([(len(value), column, code) for value, column, code in rows], np.int64).reshape(-1, 3)
+        return Strings(np.frombuffer(b"".join(row[0] for row in rows), np.uint8), *numbers.T.copy())
 
 
 def event(kind: str, ts: int, **fields: Any) -> dict[str, Any]:
@@ -147,12 +153,13 @@ class Run:
         self.sessions += done.sessions.to_arrow().to_pylist()
         return done
 
-    def move(self, first_code: int) -> Run:
+    def move(self, first_code: int, *, is_packed: bool = True) -> Run:
         """What a restart does: a new table elsewhere, whose dictionaries number their strings otherwise."""
         other = Run(first_code=first_code, has_log_time=self.has_log_time, partition=self.partition)
         other.configs = self.configs
         other.table = SessionTable(*self.configs, other.dictionaries, has_log_time=self.has_log_time)
-        other.table.restore(self.table.snapshot())
+        arrays = self.table.snapshot()
+        other.table.restore(packed(arrays) if is_packed else arrays)
         other.alerts, other.sessions, other.flags = self.alerts, self.sessions, self.flags
         return other
 

@@ -8,13 +8,20 @@ import pytest
 from hypothesis import settings
 
 from tests.kafka_fixtures import kafka, kafka_cluster, pytest_collection_modifyitems, secure_kafka, topic_name
+from tests.lake_fixtures import empty_lake, lake, tables
 
-__all__ = ["kafka", "kafka_cluster", "pytest_collection_modifyitems", "secure_kafka", "topic_name"]
+__all__ = ["empty_lake", "kafka", "kafka_cluster", "lake", "pytest_collection_modifyitems", "secure_kafka", "tables", "topic_name"]
 
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
 settings.register_profile("person", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "person")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of tests/simulation: which schedules to run."""
+    parser.addoption("--schedules", type=int, default=1_000, help="simulated schedules, by default 1,000")
+    parser.addoption("--first-seed", type=int, default=0, help="of the simulated schedules")
 
 
 @pytest.fixture(autouse=True)

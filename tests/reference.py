@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -518,8 +518,17 @@ def lines_of(value: bytes) -> Iterator[tuple[int, bytes]]:
     yield from enumerate(value.split(b"\n"))
 
 
-def reference_log(log: dict[int, Iterable[LogRecord]], *, end_log_time: int | None = None, **session_options: Any) -> Result:
-    """A partitioned log, read to its end; then time passes until ``end_log_time`` (None: stops where the log does)."""
+def reference_log(
+    log: dict[int, Iterable[LogRecord]],
+    *,
+    end_log_time: int | None = None,
+    decode: Callable[[bytes], dict[str, Any] | str | None] = decode_line,
+    **session_options: Any,
+) -> Result:
+    """A partitioned log, read to its end; then time passes until ``end_log_time`` (None: stops where the log does).
+
+    ``decode``: ``decode_line``, or something that remembers what it said of a line.
+    """
     result = Result()
     for partition, records in sorted(log.items()):
         table = ReferenceSessions(partition=partition, **session_options)
@@ -528,7 +537,7 @@ def reference_log(log: dict[int, Iterable[LogRecord]], *, end_log_time: int | No
                 result.empty_records += 1
                 continue
             for number, line in lines_of(record.value):
-                event = decode_line(line)
+                event = decode(line)
                 if isinstance(event, str):
                     result._dead(partition, record.offset, number, event, line)
                 elif event is not None:

@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 from keystone.actors.loop import LoopActor
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from keystone.config import KafkaConfig
     from keystone.log.base import Log, LogWriter, Sent
     from keystone.metrics import LatencyHistogram
     from keystone.sim.fleet import Frames, PartitionFleet
     from keystone.sim.plan import FleetPlan
+
+    Floats = npt.NDArray[np.floating[Any]]
 
 START_WAIT_S = 600.0  # for the order to start, once ready
 SLEEP_MAX_S = 0.25  # so that an order to finish is seen
@@ -69,7 +74,7 @@ class Driven:
 
     partition: int
     fleet: PartitionFleet
-    writer: LogWriter
+    writer: LogWriter | None = None
 
 
 class FleetActor(LoopActor):
@@ -99,7 +104,8 @@ class FleetActor(LoopActor):
         self._log = self._open_log()
         LatencyHistogram().add([0.5])
         self._delays = LatencyHistogram()
-        self._driven = [Driven(p, self._open_fleet(p), self._open_writer(p)) for p in self._spec.partitions]
+        self._driven = [Driven(p, self._open_fleet(p)) for p in self._spec.partitions]
+        self._open_writers()
 
     def _open_log(self) -> Log:
         from keystone.config import KafkaConfig
@@ -107,10 +113,14 @@ class FleetActor(LoopActor):
 
         return open_log(self._spec.log, self._spec.kafka or KafkaConfig())
 
-    def _open_writer(self, partition: int) -> LogWriter:
+    def _open_writers(self) -> None:
+        for driven in self._driven:
+            driven.writer = self._open_writer(driven.partition, preallocate=True)
+
+    def _open_writer(self, partition: int, *, preallocate: bool) -> LogWriter:
         from keystone.log.embedded import EmbeddedLog
 
-        return self._log.writer(partition, preallocate=True) if isinstance(self._log, EmbeddedLog) else self._log.writer(partition)
+        return self._log.writer(partition, preallocate=preallocate) if isinstance(self._log, EmbeddedLog) else self._log.writer(partition)
 
     def _open_fleet(self, partition: int) -> PartitionFleet:
         from keystone.sim.fleet import PartitionFleet
@@ -129,33 +139,41 @@ class FleetActor(LoopActor):
         """Send one tick of every partition if it is over, else sleep until it is."""
         if self._is_over():
             return SLEEP_MAX_S
-        plan = self._spec.plan
-        due_ms = self._start_ms + min((self._ticks + 1) * plan.tick_length_ms, plan.run_ms)
-        early_ms = due_ms - time.time() * 1_000
+        early_ms = self._early_ms()
         if early_ms > 0:
             return min(early_ms / 1_000, SLEEP_MAX_S)
         self._behind_ms = -early_ms
         for driven in self._driven:
             frames = driven.fleet.tick()
             if frames is not None and len(frames):
-                self._send(driven.writer, frames)
+                self._send(driven, frames)
         self._ticks += 1
         return 0.0
 
-    def _send(self, writer: LogWriter, frames: Frames) -> None:
-        """Hand over a tick's frames; the time after the last one counts for all of them."""
-        for start, end, events in zip(frames.starts.tolist(), frames.ends.tolist(), frames.events.tolist(), strict=True):
-            if self._spec.one_event_per_record:
-                _send_lines(writer, frames.text[start:end].tobytes())
-            else:
-                writer.send(frames.text[start:end], events=events)
-        since_start_ms = time.time() * 1_000 - self._start_ms
-        sent = int(frames.events.sum())
-        self._delays.add(since_start_ms - frames.intended_ms)
-        self._totals.events += sent
+    def _early_ms(self) -> float:
+        """How long until the next tick is over."""
         plan = self._spec.plan
-        if since_start_ms <= plan.run_ms + plan.tick_length_ms:
-            self._totals.events_on_time += sent
+        return self._start_ms + min((self._ticks + 1) * plan.tick_length_ms, plan.run_ms) - time.time() * 1_000
+
+    def _send(self, driven: Driven, frames: Frames, first: int = 0) -> None:
+        """Hand over a tick's frames from ``first`` on; the time after the last one counts for all of them."""
+        assert driven.writer is not None  # noqa: S101 - opened before the first tick is due
+        places = zip(frames.starts[first:].tolist(), frames.ends[first:].tolist(), frames.events[first:].tolist(), strict=True)
+        for start, end, events in places:
+            if self._spec.one_event_per_record:
+                _send_lines(driven.writer, frames.text[start:end].tobytes())
+            else:
+                driven.writer.send(frames.text[start:end], events=events)
+        since_start_ms = time.time() * 1_000 - self._start_ms
+        plan = self._spec.plan
+        late_ms = since_start_ms - frames.intended_ms[int(frames.events[:first].sum()) :]
+        self._count(late_ms, is_on_time=since_start_ms <= plan.run_ms + plan.tick_length_ms)
+
+    def _count(self, late_ms: Floats, *, is_on_time: bool) -> None:
+        """Events that were sent just now, and how late each was."""
+        self._delays.add(late_ms)
+        self._totals.events += late_ms.size
+        self._totals.events_on_time += late_ms.size if is_on_time else 0
 
     def _is_over(self) -> bool:
         return self._finish_asked.is_set() or self._ticks >= self._spec.plan.ticks
@@ -170,14 +188,18 @@ class FleetActor(LoopActor):
             self._totals.sessions += driven.fleet.sessions
             self._totals.ambiguous += driven.fleet.ambiguous_silences
         until = time.monotonic() + FLUSH_WAIT_S
-        for driven in self._driven:
-            driven.writer.flush(wait_s=max(0.0, until - time.monotonic()))
-            driven.writer.close()
+        writers = self._writers()
+        for writer in writers:
+            writer.flush(wait_s=max(0.0, until - time.monotonic()))
+            writer.close()
         self._log.close()  # what has no outcome by now is unknown
-        for driven in self._driven:
-            self._add_outcomes(driven.writer.sent)
+        for writer in writers:
+            self._add_outcomes(writer.sent)
         self._totals.delays = self._delays
         return self._totals
+
+    def _writers(self) -> list[LogWriter]:
+        return [driven.writer for driven in self._driven if driven.writer is not None]
 
     def _add_outcomes(self, sent: Sent) -> None:
         totals = self._totals
@@ -190,7 +212,7 @@ class FleetActor(LoopActor):
 
     def _counters(self) -> dict[str, Any]:
         events = self._totals.events
-        sent = [driven.writer.sent for driven in self._driven]
+        sent = [writer.sent for writer in self._writers()]
         return {
             "acknowledged": sum(s.acknowledged_events for s in sent),
             "failed": sum(s.failed_events for s in sent),

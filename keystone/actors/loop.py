@@ -17,21 +17,33 @@ import time
 import traceback
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from keystone import logs
 from keystone.config import LogsConfig
+from keystone.errors import Fenced, KeystoneError, LogUnreachable, SinkBusy, StoreUnavailable, UsageError
 from keystone.logs_lines import error_text
 
 COLLECT_EVERY_S = 5.0  # cyclic garbage is collected by hand, when idle: a collection inside a batch would stall it
 COLLECT_LATEST_S = 60.0  # ... or after this long without idling
+BUILD_AGAIN_S = 1.0  # between two tries to build
+BUILD_PATIENCE_S = 600.0  # of one whose places were looked at before: longer than any outage that heals by itself
 THREADS_MAX = 1  # of pyarrow's pool: parallelism is the number of actors
 
 NEW, BUILDING, READY, RUNNING, FINISHED, FAILED = "new", "building", "ready", "running", "finished", "failed"
 OVER = (FINISHED, FAILED)
+
+T = TypeVar("T")
+
+log = logs.get(__name__)
+
+
+class NotBuilt(KeystoneError):
+    """There is nothing to finish: the actor was told to before it was built."""
 
 
 class LoopActor(ABC):
@@ -50,6 +62,7 @@ class LoopActor(ABC):
         self._has_own_logs = False
         self._state = NEW
         self._error: str | None = None
+        self._is_fenced = False  # it ended because another owns what it owned
         self._result: Any = None
         self._turns = 0
         self._finish_asked = threading.Event()
@@ -66,20 +79,28 @@ class LoopActor(ABC):
         """Handle what is there, close everything, then be ``finished``; ask ``status`` until it is."""
         self._finish_asked.set()
 
-    def status(self) -> dict[str, Any]:
-        """Cheap counters: state, error, pid, cpu_s, rss_bytes, incarnation, turns, and those of the subclass."""
+    def status(self, drains: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002 - a Ray call
+        """Cheap counters: state, error, pid, cpu_s, rss_bytes, incarnation, turns, and those of the subclass.
+
+        ``drains``: what is told once only, such as warnings, is told to this caller.
+        """
         return {
             "name": self.name,
             "state": self._state,
             "error": self._error,
+            "is_fenced": self._is_fenced,
             "pid": os.getpid(),
             "incarnation": self._incarnation,
             "turns": self._turns,
             "cpu_s": time.process_time(),
             "rss_bytes": self._process.memory_info().rss,
-            "warnings": self._recent(),
+            **(self._told_once() if drains else {}),
             **self._counters(),
         }
+
+    def _told_once(self) -> dict[str, Any]:
+        """What one caller of ``status`` is told, and no other."""
+        return {"warnings": self._recent()}
 
     def _recent(self) -> list[str]:
         """Warnings and errors since the last answer, short, the oldest left out where there are many."""
@@ -114,6 +135,22 @@ class LoopActor(ABC):
     def _wait_for_start(self) -> None:  # noqa: B027 - most actors start when they are ready
         """Called when ready; returns when the loop shall start."""
 
+    def _patiently(self, build: Callable[[], T], patience_s: float) -> T:
+        """What ``build`` returns, tried again while servers or stores do not answer: who began when they did may be started anew when they do not.
+
+        Raises its last error after ``patience_s``, and ``NotBuilt`` when the actor is to finish before that.
+        """
+        until_s = time.monotonic() + patience_s
+        while True:
+            try:
+                return build()
+            except (UsageError, LogUnreachable, StoreUnavailable, SinkBusy) as error:
+                if time.monotonic() > until_s:
+                    raise
+                log.warning("cannot be built now: trying again", reason=str(error))
+                if self._finish_asked.wait(BUILD_AGAIN_S):
+                    raise NotBuilt from error
+
     # --- the thread -------------------------------------------------------------------------------------------------
     def _live(self) -> None:
         try:
@@ -129,8 +166,12 @@ class LoopActor(ABC):
                 faulthandler.disable()
             self._state = FINISHED
             self._close_logs()
+        except NotBuilt:
+            self._close_logs()
+            self._state = FINISHED
         except BaseException as error:  # noqa: BLE001 - whatever ends the loop must be told, not lost with the thread
             self._error = f"{self.name}: {error_text(error)}".replace("\n", " ")
+            self._is_fenced = isinstance(error, Fenced)
             self._close_logs()
             (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
             self._state = FAILED  # last: who sees it may read the rest

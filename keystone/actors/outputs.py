@@ -6,27 +6,30 @@ dead letters in its place. Offsets are committed in the order of deliveries, so 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
-from keystone.actors.trail import AlertTrail
+from keystone.actors.trail import Trails
 from keystone.config import KafkaConfig
-from keystone.errors import LogUnreachable
+from keystone.errors import KeystoneError, LogUnreachable
 from keystone.events import Alert, DeadLetter
 from keystone.log.url import KafkaUrl
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram
 from keystone.sinks.kafka import Item, TopicSink
-from keystone.sinks.ndjson import DeadLetterFile
+from keystone.sinks.ndjson import DeadLetterFile, last_place
 
 CLOSE_WAIT_S: Final = 30.0  # for outcomes that are still to come at the end
 MEND_EVERY_S: Final = 1.0  # between two tries to deliver what failed
+MARK_EVERY_S: Final = 5.0  # between two looks where the actions end: so much of them is read again at most, beyond a checkpoint's age
+ACTIONS_MARK: Final = "actions"
 
 log = get(__name__)
 
@@ -59,35 +62,67 @@ class Output(Protocol):
     def pending(self) -> int:
         """Deliveries handed over and not finished."""
 
-    def close(self) -> bool:
+    def own(self, epochs: Mapping[int, int], marks: Sequence[Mapping[str, Any]]) -> None:
+        """These partitions are ours now. What earlier owners said after ``marks`` (of their last checkpoints) is not said again."""
+
+    def disown(self, partition: int) -> None:
+        """Another says what there is to say of this partition."""
+
+    def marks(self) -> dict[str, Any]:
+        """Where the outputs stand, at or before what is sent next: JSON, for a checkpoint."""
+
+    def flush(self) -> bool:
         """Wait, within a limit, for what is under way; False where something is not delivered."""
+
+    def close(self) -> None:
+        """Release everything. May be repeated."""
 
 
 class LocalOutput:
-    """Files of this machine, or nothing: delivered when ``send`` returns."""
+    """Files of this machine, one of each kind for a partition and its owner, or nothing: delivered when ``send`` returns."""
 
-    def __init__(self, trail: AlertTrail | None, dead_letters: DeadLetterFile | None) -> None:
-        self.alerts = trail.alerts if trail is not None else 0
-        self.detect = trail.detect if trail is not None else LatencyHistogram()
-        self._trail = trail
-        self._dead_letters = dead_letters
+    def __init__(self, trail_dir: Path | None, letters: Letters | None) -> None:
+        self.alerts = 0
+        self.detect = LatencyHistogram()
+        self._trails = Trails(trail_dir) if trail_dir is not None else None
+        self._letters = letters
         self._done: deque[Delivery] = deque()
+
+    def own(self, epochs: Mapping[int, int], marks: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - what was said is in the files themselves
+        for partition, epoch in epochs.items():
+            if self._trails is not None:
+                self._trails.own(partition, epoch)
+            if self._letters is not None:
+                self._letters.own(partition, epoch)
+
+    def disown(self, partition: int) -> None:
+        if self._trails is not None:
+            self._trails.disown(partition)
+        if self._letters is not None:
+            self._letters.disown(partition)
+
+    def marks(self) -> dict[str, Any]:
+        return {}
+
+    def flush(self) -> bool:
+        return True
 
     def send(self, delivery: Delivery) -> None:
         if delivery.alerts:
             self._say(delivery)
-        if delivery.dead_letters and self._dead_letters is not None:
-            self._dead_letters.write(delivery.dead_letters)
+        if delivery.dead_letters and self._letters is not None:
+            self._letters.write(delivery.partition, delivery.dead_letters)
         self._done.append(delivery)
 
     def _say(self, delivery: Delivery) -> None:
-        if self._trail is not None:
-            visible_ms = self._trail.append(delivery.alerts, decoded_ms=delivery.decoded_ms, alerted_ms=delivery.alerted_ms)
-            self.alerts = self._trail.alerts
-        else:
-            visible_ms = time.time() * 1_000
-            self.detect.add(visible_ms - np.array([float(alert.append_ts_ms) for alert in delivery.alerts]))
-            self.alerts += len(delivery.alerts)
+        alerts = delivery.alerts
+        fresh: Sequence[int] = range(len(alerts))
+        if self._trails is not None:
+            fresh = self._trails.append(delivery.partition, alerts, decoded_ms=delivery.decoded_ms, alerted_ms=delivery.alerted_ms)
+        visible_ms = time.time() * 1_000
+        if fresh:
+            self.detect.add(visible_ms - np.array([float(alerts[i].append_ts_ms) for i in fresh]))
+            self.alerts += len(fresh)
         delivery.visible_ms = [visible_ms] * len(delivery.alerts)
 
     def finished(self) -> Iterator[Delivery]:
@@ -97,12 +132,38 @@ class LocalOutput:
     def pending(self) -> int:
         return len(self._done)
 
-    def close(self) -> bool:
-        if self._trail is not None:
-            self._trail.close()
-        if self._dead_letters is not None:
-            self._dead_letters.close()
-        return True
+    def close(self) -> None:
+        if self._trails is not None:
+            self._trails.close()
+        if self._letters is not None:
+            self._letters.close()
+
+
+class Letters:
+    """Files of dead letters in a directory, one of each partition and owner. Who takes over leaves out what is there already."""
+
+    def __init__(self, directory: Path, files: str) -> None:
+        self._directory, self._files = directory, files
+        self._open: dict[int, DeadLetterFile] = {}
+        self._last: dict[int, tuple[int, int]] = {}  # (offset, line) of the last one that earlier owners wrote
+
+    def own(self, partition: int, epoch: int) -> None:
+        """Letters of a partition come in the order of their places, so the last one tells of all."""
+        earlier = sorted(self._directory.glob(f"{self._files}p{partition:05d}-e*.ndjson"))
+        self._last[partition] = max((last_place(path) for path in earlier), default=(-1, -1))
+        self._open[partition] = DeadLetterFile(self._directory / f"{self._files}p{partition:05d}-e{epoch:08d}.ndjson", per_line=False)
+
+    def disown(self, partition: int) -> None:
+        self._open.pop(partition).close()
+
+    def write(self, partition: int, letters: Sequence[DeadLetter]) -> None:
+        """Those that are not there yet."""
+        last = self._last[partition]
+        self._open[partition].write(letter for letter in letters if (letter.offset, letter.line) > last)
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
 
 
 @dataclass(slots=True)
@@ -118,14 +179,54 @@ class _UnderWay:
 class TopicOutput:
     """Topics of Kafka. ``trail``, where one is given, is told what became visible and when. ``said``: ids not to be said again."""
 
-    def __init__(self, sink: TopicSink, trail: AlertTrail | None, said: frozenset[str] = frozenset()) -> None:
+    def __init__(self, sink: TopicSink, trail_dir: Path | None, actions_from: Mapping[int, int]) -> None:
         self.alerts = 0
         self.detect = LatencyHistogram()
         self._sink = sink
-        self._trail = trail
-        self._said = said
+        self._trails = Trails(trail_dir) if trail_dir is not None else None
+        self._actions_from = dict(actions_from)
+        self._said: set[str] = set()
         self._under_way: deque[_UnderWay] = deque()
         self._mended_s = 0.0
+        self._ends = dict(actions_from)  # of the actions, at or before what is sent next
+        self._ends_s = 0.0
+
+    def own(self, epochs: Mapping[int, int], marks: Sequence[Mapping[str, Any]]) -> None:
+        """Raises ``LogUnreachable`` where what was said cannot be read."""
+        if any(epoch > 1 for epoch in epochs.values()):  # else nobody owned any of these before
+            starts = [{int(p): offset for p, offset in mark.get(ACTIONS_MARK, {}).items()} or self._actions_from for mark in marks]
+            self._said |= self._sink.said_from({p: min(start.get(p, 0) for start in starts) for p in self._sink.end_offsets()})
+        if self._trails is not None:
+            for partition, epoch in epochs.items():
+                self._trails.own(partition, epoch)
+
+    def disown(self, partition: int) -> None:
+        if self._trails is not None:
+            self._trails.disown(partition)
+
+    def marks(self) -> dict[str, Any]:
+        """Ends of the actions' topic that were asked before now: what is sent from now on is behind them. The question is not waited for."""
+        now_s = time.monotonic()
+        if now_s - self._ends_s > MARK_EVERY_S:
+            self._ends_s = now_s
+            threading.Thread(target=self._look_at_ends, name="marks", daemon=True).start()
+        return {ACTIONS_MARK: {str(p): offset for p, offset in self._ends.items()}}
+
+    def _look_at_ends(self) -> None:
+        try:
+            self._ends = self._sink.end_offsets()
+        except KeystoneError as error:
+            log.warning("where the actions end cannot be looked up", reason=str(error))
+
+    def flush(self) -> bool:
+        until = time.monotonic() + CLOSE_WAIT_S
+        while (items := self._troubled_or_pending()) and time.monotonic() < until:
+            self._sink.wait(items, wait_s=0.5)
+            self._mend_when_due()
+        return not items
+
+    def _troubled_or_pending(self) -> list[Item]:
+        return [item for under_way in self._under_way for item in under_way.items if item.state != "acknowledged"]
 
     def send(self, delivery: Delivery) -> None:
         fresh = [i for i, alert in enumerate(delivery.alerts) if alert.alert_id not in self._said]
@@ -151,8 +252,10 @@ class TopicOutput:
         delivery.visible_ms = [item.done_ms for item in done.items[:count]]
         self.alerts += count
         self.detect.add(np.array(delivery.visible_ms) - np.array([float(alert.append_ts_ms) for alert in delivery.alerts]))
-        if self._trail is not None:
-            self._trail.append(delivery.alerts, decoded_ms=delivery.decoded_ms, alerted_ms=delivery.alerted_ms, visible_ms=delivery.visible_ms)
+        if self._trails is not None:
+            self._trails.append(
+                delivery.partition, delivery.alerts, decoded_ms=delivery.decoded_ms, alerted_ms=delivery.alerted_ms, visible_ms=delivery.visible_ms
+            )
 
     def _mend_when_due(self) -> None:
         if not self._under_way or time.monotonic() - self._mended_s < MEND_EVERY_S:
@@ -168,52 +271,41 @@ class TopicOutput:
     def pending(self) -> int:
         return len(self._under_way)
 
-    def close(self) -> bool:
-        until = time.monotonic() + CLOSE_WAIT_S
-        while self._under_way and time.monotonic() < until:
-            items = [item for under_way in self._under_way for item in under_way.items]
-            self._sink.wait(items, wait_s=0.5)
-            for _ in self.finished():
-                pass
+    def close(self) -> None:
         self._sink.close()
-        if self._trail is not None:
-            self._trail.close()
-        return not self._under_way
+        if self._trails is not None:
+            self._trails.close()
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
     """Which output.
 
-    ``actions dead_letters``: a topic's URL, or None; ``trail``: keep a file of alerts and moments; ``dead_letters_dir``: a directory
-    for a file of them, where no topic is named. ``actions_from``: the ends of the actions' topic when the run began: what is behind
-    them, this run said.
+    ``actions dead_letters``: a topic's URL, or None; ``trail``: keep files of alerts and moments; ``dead_letters_dir``: a directory
+    for files of dead letters, where no topic is named; ``files``: what the names of these begin with. ``actions_from``: the ends of the
+    actions' topic when the run began: what is behind them, this run said.
     """
 
     actions: KafkaUrl | None = None
     dead_letters: KafkaUrl | None = None
     trail: bool = True
     dead_letters_dir: str | None = None
+    files: str = ""
     actions_from: tuple[tuple[int, int], ...] = ()
 
 
-def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, files: str, work_dir: Path, is_again: bool) -> Output:
-    """The output of the actor ``name``. ``files``: what its file of dead letters is called.
-
-    ``is_again``: a predecessor died; what it said is not said once more.
-    """
-    trail = AlertTrail(work_dir, name) if spec.trail else None
+def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path) -> Output:
+    """The output of the actor ``name``."""
+    trail_dir = work_dir if spec.trail else None
     if spec.actions is None and spec.dead_letters is None:
-        letters = DeadLetterFile(Path(spec.dead_letters_dir) / f"{files}.ndjson", per_line=False, keep=False) if spec.dead_letters_dir is not None else None
-        return LocalOutput(trail, letters)
-    sink = TopicSink(spec.actions, spec.dead_letters, config, role=name)
-    said = frozenset(sink.said_from(dict(spec.actions_from))) if is_again and spec.actions_from else frozenset()
-    return TopicOutput(sink, trail, said)
+        return LocalOutput(trail_dir, Letters(Path(spec.dead_letters_dir), spec.files) if spec.dead_letters_dir is not None else None)
+    return TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
 
 
 def rehearsed(alerts: Sequence[Alert], scratch: Path) -> None:
     """Say a few alerts into a scratch file: first uses cost up to a second."""
-    output = LocalOutput(AlertTrail(scratch, "rehearsal"), None)
+    output = LocalOutput(scratch, None)
+    output.own({0: 1}, [])
     moments = [1.0] * len(alerts)
     output.send(Delivery(0, 0, list(alerts), moments, moments))
     output.close()

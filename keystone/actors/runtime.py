@@ -51,6 +51,11 @@ class RayRuntime:
         self._temp_dir: Path | None = None
         self._own_pids: list[psutil.Process] = []
 
+    @property
+    def temp_dir(self) -> Path | None:
+        """Ray's files, while it runs."""
+        return self._temp_dir
+
     def start(self) -> None:
         """Start Ray: 2-4 s and about 10 CPU s on two cores. Raises ``UsageError`` where the process already uses a Ray."""
         import ray

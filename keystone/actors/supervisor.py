@@ -1,12 +1,13 @@
-"""Creates the actors, asks for their health a few times a second, notices deaths, restarts, silence, and collects results.
+"""Creates the actors, asks for their health several times a second, notices deaths, restarts and silence, and collects results.
 
-A plain object in the driver. Ray restarts a session actor's process; the supervisor tells the new one to begin, and the
-actor itself decides whether it can rebuild its state from what the log retains. A fleet actor is not restarted: the
-schedule does not wait.
+A plain object in the driver. Who owns which partition is decided by an actor of its own (``supervising``), which this one creates:
+it can die, and the driver can be slow, without the other. Ray restarts the process of any actor but a fleet's, which
+sends by a schedule that does not wait.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,8 +20,11 @@ from keystone.actors.loop import FAILED, FINISHED, NEW, OVER, READY, RUNNING
 from keystone.actors.runtime import remote_class
 from keystone.errors import KeystoneError
 
+FLEET, SESSION, COMMITTER, SUPERVISOR = "fleet", "session", "committer", "supervisor"
 SILENCE_MAX_S = 20.0  # without an answer: dead or starved; either way the run cannot be trusted
-RESTARTS_MAX = 5  # of one actor: what kills it again and again will not stop killing it
+SILENCE_S = 5.0  # of a session actor alone, after which others take its partitions: answers take 0.1 s on a busy machine, 1 s at worst
+DEATHS_MAX = 10  # of session actors within DEATHS_OVER_S: what kills them again and again will not stop killing them
+DEATHS_OVER_S = 60.0
 WARNINGS_MAX = 200  # of all actors, not taken yet
 CALL_WAIT_S = 30.0  # for an order or a result
 
@@ -45,14 +49,16 @@ class Ward:
     """One actor under supervision. ``status`` is its last answer."""
 
     name: str
-    kind: str  # fleet | session
+    kind: str  # FLEET, SESSION, COMMITTER or SUPERVISOR
     covers: str  # what is lost with it, for messages: "partitions 0, 2"
     handle: Any
+    actor_name: str = ""  # in Ray
     status: dict[str, Any] = field(default_factory=dict)
     pending: Any = None  # the question under way
     answered_at: float = field(default_factory=time.monotonic)
     restarts: int = 0
     is_down: bool = False
+    is_lost: bool = False  # its partitions were taken away, and it does not know
     fault: str | None = None
 
     @property
@@ -61,20 +67,37 @@ class Ward:
 
 
 class Supervisor:
-    """``launch`` -> ``wait_until(READY...)`` -> ``poll`` now and then -> ``order("finish")`` -> ``results`` -> ``stop``."""
+    """``add`` all -> ``wait_ready`` -> ``supervising.appoint`` -> ``wait_owned`` -> ``poll`` often -> ``order("finish")`` -> ``results`` -> ``stop``."""
+
+    drains = True  # warnings and the like are told once: to this one
 
     def __init__(self, work_dir: Path) -> None:
-        self._work_dir = work_dir
+        self.work_dir = work_dir
+        self._run = secrets.token_hex(4)  # actors of earlier runs in this Ray may not be gone yet
         self.wards: list[Ward] = []
         self.notes: list[str] = []  # restarts that happened
+        self._fenced: dict[str, int] = {}  # by incarnation of the supervisor actor
+        self.recoveries: list[dict[str, Any]] = []  # partitions taken over: by whom, how long it took
         self.warnings: deque[tuple[str, str]] = deque(maxlen=WARNINGS_MAX)  # (actor, line) of actors' logs, for whoever drains it
+        self._finishing: set[str] = set()  # kinds that were told to finish: so is one that is started anew
+        self._deaths: deque[float] = deque(maxlen=DEATHS_MAX)
 
     def add(self, kind: str, name: str, covers: str, cls: type, *arguments: Any) -> None:
-        """Create an actor and tell it to begin. Session actors are restarted by Ray when their process dies."""
-        restarts = RESTARTS_MAX if kind == "session" else 0
-        handle = remote_class(cls, max_restarts=restarts, max_task_retries=0).remote(*arguments)
+        """Create an actor and tell it to begin."""
+        actor_name = self.actor_name(name)
+        restarts = 0 if kind == FLEET else -1
+        handle = remote_class(cls, max_restarts=restarts, max_task_retries=0, name=actor_name).remote(*arguments)
         handle.begin.remote()
-        self.wards.append(Ward(name, kind, covers, handle))
+        self.wards.append(Ward(name, kind, covers, handle, actor_name))
+
+    def actor_name(self, name: str) -> str:
+        """What Ray knows it by."""
+        return f"{name}-{self._run}"
+
+    @property
+    def fenced_writes(self) -> int:
+        """Owners that came back, were refused, and ended themselves."""
+        return sum(self._fenced.values())
 
     def of_kind(self, kind: str) -> list[Ward]:
         return [w for w in self.wards if w.kind == kind]
@@ -94,10 +117,10 @@ class Supervisor:
                 ready, _ = ray.wait([ward.pending], timeout=0)
                 if ready:
                     self._take(ward)
-                elif time.monotonic() - ward.answered_at > SILENCE_MAX_S:
-                    ward.fault = f"{ward.name} ({ward.covers}) has not answered for {SILENCE_MAX_S:.0f} s"
+                else:
+                    self._note_silence(ward, time.monotonic() - ward.answered_at)
             if ward.pending is None and ward.fault is None:
-                ward.pending = ward.handle.status.remote()
+                ward.pending = ward.handle.status.remote(self.drains)
 
     def _take(self, ward: Ward) -> None:
         import ray
@@ -112,26 +135,72 @@ class Supervisor:
         before, ward.status, ward.answered_at = ward.status, status, time.monotonic()
         self.warnings += [(ward.name, line) for line in status.get("warnings", ())]
         if before and before["incarnation"] != status["incarnation"]:
-            ward.restarts += 1
-            ward.is_down = False
-            self.notes.append(f"{ward.name} ({ward.covers}) died and was restarted{self._crash(ward.name)}")
+            self._note_restart(ward)
         if status["state"] == NEW:
             ward.handle.begin.remote()
-        if status["state"] == FAILED:
-            ward.fault = f"{status['error']} ({ward.covers})"
+            if ward.kind in self._finishing:
+                ward.handle.finish.remote()
+        elif status["state"] == FAILED and status["is_fenced"]:
+            self._note_fenced(ward)
+        elif status["state"] == FAILED:
+            ward.fault = f"{status['error']} ({self._covers(ward)})"
+        else:
+            self._note_answer(ward, before)
+
+    # --- what comes of answers ------------------------------------------------------------------------------------------
+    def _note_answer(self, ward: Ward, before: dict[str, Any]) -> None:  # noqa: ARG002 - the other supervisor's concern
+        status = ward.status
+        self.recoveries += [{"actor": ward.name, **taking} for taking in status.get("takings", ())]
+        if ward.kind == SUPERVISOR and status["state"] == RUNNING:
+            self.notes += status["notes"]
+            self._fenced[status["incarnation"]] = status["fenced_writes"]
+            for other in self.of_kind(SESSION):
+                other.is_lost = other.name in status["lost"]
+
+    def _note_fenced(self, ward: Ward) -> None:
+        """Another owns what it owned: the supervisor that gave it away starts it anew."""
+
+    def _note_silence(self, ward: Ward, silent_s: float) -> None:
+        if silent_s > SILENCE_MAX_S and not (ward.kind == SESSION and self.other_answers(ward)):
+            ward.fault = f"{ward.name} ({self._covers(ward)}) has not answered for {SILENCE_MAX_S:.0f} s"
+
+    def other_answers(self, ward: Ward) -> bool:
+        """Whether another of its kind does: else it is this process, or the machine, that is slow."""
+        now_s = time.monotonic()
+        others = [other for other in self.of_kind(ward.kind) if other is not ward and not other.is_lost and not other.is_down]
+        return any(now_s - other.answered_at < SILENCE_S / 2 for other in others)
 
     def _note_death(self, ward: Ward, error: Exception) -> None:
         import ray
 
-        is_final = ward.kind != "session" or isinstance(error, ray.exceptions.ActorDiedError)
-        if is_final:
-            ward.fault = f"{ward.name} ({ward.covers}) died{self._crash(ward.name)}"
+        if ward.kind == FLEET or isinstance(error, ray.exceptions.ActorDiedError):
+            ward.fault = f"{ward.name} ({self._covers(ward)}) died{self._crash(ward.name)}"
         elif not ward.is_down:
-            ward.is_down = True
+            self._count_death(ward)
+
+    def _note_restart(self, ward: Ward) -> None:
+        if not ward.is_down:  # it was dead and alive again between two answers
+            self._count_death(ward)
+        ward.restarts += 1
+        ward.is_down = ward.is_lost = False
+        self.notes.append(f"{ward.name} ({self._covers(ward)}) died and was restarted{self._crash(ward.name)}")
+
+    def _count_death(self, ward: Ward) -> None:
+        ward.is_down = True
+        now_s = time.monotonic()
+        if len(self._deaths) == DEATHS_MAX and now_s - self._deaths[0] < DEATHS_OVER_S:
+            ward.fault = f"{DEATHS_MAX} actors died within {DEATHS_OVER_S:.0f} s, the last was {ward.name} ({self._covers(ward)}){self._crash(ward.name)}"
+        self._deaths.append(now_s)
+
+    def _covers(self, ward: Ward) -> str:
+        """What is lost with it, for messages."""
+        if ward.kind == SESSION and ward.status.get("partitions"):
+            return covers(tuple(ward.status["partitions"]))
+        return ward.covers
 
     def _crash(self, name: str) -> str:
         """The first line of what the dying process left, if it was a fatal signal of its own making."""
-        path = self._work_dir / f"{name}.crash"
+        path = self.work_dir / f"{name}.crash"
         text = path.read_text(errors="replace") if path.exists() else ""
         return f": {text.splitlines()[0]}" if text else ""
 
@@ -152,10 +221,23 @@ class Supervisor:
 
     def wait_ready(self, *, seconds: float, is_stopped: Callable[[], bool] = lambda: False) -> None:
         """Until all are ready (or running). Raises ``SupervisionError`` with the reason when one cannot."""
-        for kind in ("session", "fleet"):
+        for kind in dict.fromkeys(ward.kind for ward in self.wards):
             if not self.wait_until((READY, RUNNING, *OVER), kind, seconds=seconds, is_stopped=is_stopped) and not is_stopped():
                 late = [w.fault or f"{w.name} is not ready after {seconds:.0f} s ({w.state})" for w in self.of_kind(kind) if w.state not in (READY, RUNNING)]
                 raise SupervisionError("; ".join(late) or f"{kind} actors are not ready")
+
+    def wait_owned(self, *, seconds: float, is_stopped: Callable[[], bool] = lambda: False, pause_s: float = 0.05) -> None:
+        """Until every partition is owned, and every owner has said so, or a stop. Raises ``SupervisionError`` where that takes too long."""
+        until = time.monotonic() + seconds
+        while not self.is_owned() and not is_stopped():
+            if self.faults() or time.monotonic() > until:
+                raise SupervisionError("; ".join(self.faults()) or f"not every partition has an owner after {seconds:.0f} s")
+            time.sleep(pause_s)
+            self.poll()
+
+    def is_owned(self) -> bool:
+        """Whether, as far as is known here, every partition has an owner that has taken it over."""
+        return any(not ward.is_down and ward.status.get("is_owned", False) for ward in self.of_kind(SUPERVISOR))
 
     def gather(self, kind: str, method: str, pending: dict[str, Any]) -> list[Any]:
         """Answers that have come to ``method``, and ask again; waits for nothing. ``pending`` is the caller's memory between calls."""
@@ -177,6 +259,8 @@ class Supervisor:
         """Call ``method`` on every living actor of ``kind`` and wait until all have taken the order."""
         import ray
 
+        if method == "finish":
+            self._finishing.add(kind)
         calls = [getattr(w.handle, method).remote(*arguments) for w in self.of_kind(kind) if w.fault is None]
         for call in calls:
             try:
@@ -193,7 +277,8 @@ class Supervisor:
             if ward.state != FINISHED:
                 continue
             try:
-                found.append(ray.get(ward.handle.result.remote(), timeout=CALL_WAIT_S))
+                result = ray.get(ward.handle.result.remote(), timeout=CALL_WAIT_S)
+                found += [result] if result is not None else []  # none of one that was never built
             except ray.exceptions.RayError as error:
                 ward.fault = f"{ward.name} ({ward.covers}) lost its result: {type(error).__name__}"
         return found

@@ -35,6 +35,13 @@ EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
 @click.option("--epoch-ms", type=int, default=None, help="Device time at the schedule's start.  [default: the simulator's]")
 @click.option("--config", "config_file", type=click.Path(dir_okay=False), default=None, help="Read this keystone.toml.")
 @click.option("--keep-log", is_flag=True, help="Leave the log where it is.")
+@click.option(
+    "--chaos",
+    default=None,
+    metavar="FAULTS",
+    help="Kill and freeze processes: kill:TARGET@TIME and freeze:TARGET:LENGTH@TIME, by commas, or random:SEED:EVERY."
+    " TARGET: session-actor, committer, supervisor, fleet, driver.",
+)
 @click.option("--search", is_flag=True, help="Find the highest rate that passes, then confirm it in a run of --seconds.")
 @click.option(
     "--unit", is_flag=True, help="Print u, this machine's rate of one-thread polars.read_ndjson; with --eps, --seconds or --search: put it into the report."
@@ -79,6 +86,7 @@ def _run(context: click.Context, given: dict[str, Any]) -> int:
         bad_paths=given["bad_paths"],
         epoch_ms=given["epoch_ms"],
         keep_log=given["keep_log"],
+        chaos=given["chaos"],
     )
     from keystone.bench.command import run_bench
 

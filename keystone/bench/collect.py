@@ -1,6 +1,6 @@
 """After a run: what the actors left becomes the run's files and numbers.
 
-    alerts.ndjson     every alert of every session actor, in order of visibility by actor
+    alerts.ndjson     every alert, by partition and owner in order of visibility
     truth.parquet     device_id session_id kind event_ts seq intended_ms: every alert that was expected
     latency.parquet   alert_id kind device_id session_id intended appended decoded alerted visible
 
@@ -17,7 +17,7 @@ import polars as pl
 
 from keystone.actors.fleet import FleetTotals
 from keystone.actors.session import SessionTotals
-from keystone.actors.trail import alerts_path, moments_path, read_moments
+from keystone.actors.trail import alerts_path, moments_path, read_moments, trail_names, trail_owner
 from keystone.bench.latency import ALERT_KEY, QUANTILES, Quantiles, latency_table, score
 from keystone.bench.machine import Machine
 from keystone.bench.report import Measured
@@ -47,35 +47,60 @@ def read_truth(fleets: list[FleetTotals], start_ms: float, epoch_ms: int) -> pl.
     return pl.concat(frames).with_columns(pl.col("intended_ms") + (start_ms - epoch_ms)).sort("intended_ms")
 
 
-def read_alerts(work_dir: Path, actors: list[str]) -> pl.DataFrame:
-    """All alerts with their moments; those without noted moments have nulls."""
+def read_alerts(work_dir: Path) -> pl.DataFrame:
+    """All alerts with their moments, partition and epoch; those without noted moments have nulls."""
     found = []
-    for actor in actors:
-        path = alerts_path(work_dir, actor)
+    for trail in trail_names(work_dir):
+        partition, epoch = trail_owner(trail)
+        path = alerts_path(work_dir, trail)
         if not path.exists() or path.stat().st_size == 0:
             continue
         alerts = pl.read_ndjson(path, schema=ALERT_SCHEMA)
-        found.append(alerts.join(read_moments(moments_path(work_dir, actor)).unique("alert_id", keep="first"), on="alert_id", how="left"))
+        moments = read_moments(moments_path(work_dir, trail)).unique("alert_id", keep="first")
+        found.append(alerts.join(moments, on="alert_id", how="left").with_columns(partition=pl.lit(partition, pl.Int64), epoch=pl.lit(epoch, pl.Int64)))
     if not found:
-        return pl.DataFrame(schema={**ALERT_SCHEMA, **dict.fromkeys(("appended", "decoded", "alerted", "visible"), pl.Float64)})
+        return pl.DataFrame(
+            schema={**ALERT_SCHEMA, **dict.fromkeys(("appended", "decoded", "alerted", "visible"), pl.Float64), "partition": pl.Int64, "epoch": pl.Int64}
+        )
     return pl.concat(found)
 
 
-def join_alert_files(work_dir: Path, actors: list[str], target: Path) -> None:
+def join_alert_files(work_dir: Path, target: Path) -> None:
     """One alerts.ndjson of all."""
     with target.open("wb") as out:
-        for actor in actors:
-            path = alerts_path(work_dir, actor)
-            if path.exists():
-                with path.open("rb") as source:
-                    shutil.copyfileobj(source, out, 1 << 20)
+        for trail in trail_names(work_dir):
+            with alerts_path(work_dir, trail).open("rb") as source:
+                shutil.copyfileobj(source, out, 1 << 20)
 
 
 def lake_rows(lake: Path) -> int:
-    """Rows of all Parquet files below ``lake``, from their footers: what any reader will find."""
+    """Rows of the lake's events, by the footers of the files in its newest snapshot: what any reader will find."""
     import pyarrow.parquet as pq
 
-    return sum(pq.read_metadata(path).num_rows for path in lake.rglob("*.parquet"))
+    from keystone.config import LakeConfig
+    from keystone.sinks.iceberg.columns import EVENTS
+    from keystone.sinks.iceberg.tables import LakeTables
+
+    tables = LakeTables.open(lake, LakeConfig(), is_made=False)
+    try:
+        paths = [task.file.file_path.removeprefix("file://") for task in tables.load(EVENTS).scan().plan_files()]
+    finally:
+        tables.close()
+    return sum(pq.read_metadata(path).num_rows for path in paths)
+
+
+def lake_faults(lake: Path) -> list[str]:
+    """What reading every file again finds wrong: each event once, in its place, as many as were committed."""
+    from keystone.config import LakeConfig
+    from keystone.sinks.iceberg.tables import LakeTables
+    from keystone.sinks.iceberg.verify import verify
+
+    tables = LakeTables.open(lake, LakeConfig(), is_made=False)
+    try:
+        verdicts = list(verify(tables))
+    finally:
+        tables.close()
+    return [f"lake, partition {verdict.partition}: {fault}" for verdict in verdicts for fault in verdict.faults]
 
 
 def histogram_quantiles(histogram: LatencyHistogram) -> Quantiles:
@@ -105,8 +130,9 @@ def sum_sessions(measured: Measured, sessions: list[SessionTotals], lake: Path |
     """The ledger and the state of the session actors that ended well."""
     ledger: dict[str, int] = {}
     for totals in sessions:
-        for name, value in totals.ledger.items():
-            ledger[name] = ledger.get(name, 0) + value
+        for one in totals.partitions.values():
+            for name, value in one.ledger.as_dict().items():
+                ledger[name] = ledger.get(name, 0) + value
         measured.state_bytes += totals.state_bytes
         measured.sessions_active_max += totals.sessions_active_max
     names = ("received", "accepted", "applied", "duplicates", "dead_lettered")

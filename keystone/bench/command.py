@@ -14,7 +14,9 @@ import orjson
 
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.stopping import StopSignal
+from keystone.bench.chaos import Chaos, parse
 from keystone.bench.driver import Driver
+from keystone.bench.engine import LAKE_DIR, STATE_DIR, WORK_DIR
 from keystone.bench.logs import BenchLog, EmbeddedBench, KafkaBench
 from keystone.bench.machine import Machine, versions
 from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, check_room, kafka_url, log_home, resolve
@@ -24,7 +26,7 @@ from keystone.bench.search import RateSearch
 from keystone.config import Config
 from keystone.errors import UsageError
 
-RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", "lake", ".lake.writing", ".work")
+RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", LAKE_DIR, ".lake.writing", STATE_DIR, WORK_DIR)
 CONFIRMATIONS_MAX = 3  # runs of the full length that a search may take to find one that passes
 
 
@@ -36,17 +38,23 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
     config = _load_config(config_file)
     _check_out(out)
     make_log, remark = _log_of(options, plan, machine, out, config)
+    chaos = parse(options.chaos, seconds=plan.seconds) if options.chaos is not None else None
+    if chaos is not None and is_search:
+        raise UsageError("--chaos and --search: a run with faults says nothing about the highest rate: choose one")
     with Progress() as progress, StopSignal() as stop:
         progress.say(_headline(plan, machine))
         if remark:
             progress.say(remark)
         warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)
-        with RayRuntime():
-            stop.install()
-            if warming.wait() != 0:
-                raise UsageError("the kernels do not compile here: see the message above")
-            driver = Driver(config, make_log, progress, stop, keep_log=options.keep_log)
-            measured, probes = _search(driver, plan, out) if is_search else (_one(driver, plan, out), None)
+        if chaos is not None:
+            _check_warm(warming)
+            measured, probes = _with_faults(options, plan, config, config_file, out, make_log, chaos, progress, stop), None
+        else:
+            with RayRuntime():
+                stop.install()
+                _check_warm(warming)
+                driver = Driver(config, make_log, progress, stop, keep_log=options.keep_log)
+                measured, probes = _search(driver, plan, out) if is_search else (_one(driver, plan, out), None)
     measured.machine, measured.versions = machine.as_dict(), versions()
     measured.config, measured.unit_events_per_s = config.model_dump(mode="json"), unit_events_per_s
     report = build_report(measured)
@@ -54,6 +62,29 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
         report["search"] = probes
     (out / OWN_FILE).write_bytes(as_json(report))
     return report
+
+
+def _check_warm(warming: subprocess.Popen[bytes]) -> None:
+    if warming.wait() != 0:
+        raise UsageError("the kernels do not compile here: see the message above")
+
+
+def _with_faults(
+    options: Options, plan: BenchPlan, config: Config, config_file: str | None, out: Path, make_log: Callable[[BenchPlan], BenchLog], chaos: Chaos,
+    progress: Progress, stop: StopSignal,
+) -> Measured:  # fmt: skip
+    from keystone.bench.chaos_judge import judge_chaos
+
+    _clear(out)
+    work_dir = out / WORK_DIR
+    work_dir.mkdir(parents=True)
+    log = make_log(plan)
+    try:
+        return judge_chaos(plan, config, config_file, out, log, chaos, progress, stop)
+    finally:
+        if (kept := log.close(keep=options.keep_log)) is not None:
+            progress.say(kept)
+        shutil.rmtree(work_dir, ignore_errors=True)
 
 
 def _log_of(options: Options, plan: BenchPlan, machine: Machine, out: Path, config: Config) -> tuple[Callable[[BenchPlan], BenchLog], str | None]:

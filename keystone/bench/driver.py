@@ -16,10 +16,12 @@ import polars as pl
 
 from keystone.actors.fleet import FleetActor, FleetSpec
 from keystone.actors.loop import FINISHED, OVER
-from keystone.actors.session import TIMERS_EVERY_MS, SessionActor, SessionSpec
+from keystone.actors.owner import TIMERS_EVERY_MS
 from keystone.actors.stopping import StopSignal
+from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
 from keystone.bench import collect
+from keystone.bench.engine import add_engine
 from keystone.bench.logs import BenchLog
 from keystone.bench.machine import CpuMeter, wall_ms
 from keystone.bench.plan import BenchPlan
@@ -65,20 +67,13 @@ class Run:
     # --- phases -----------------------------------------------------------------------------------------------------
     def build(self, fleet_plan: FleetPlan) -> None:
         """Create the actors and wait until all are ready. Nothing of it is timed."""
-        lake = self.out / "lake" if self.plan.lake else None
-        if lake is not None:
-            lake.mkdir(parents=True)
-        for index, own in enumerate(shares(self.plan.partitions, self.plan.session_actors)):
-            expected = self.plan.devices * len(own) // self.plan.partitions
-            spec = SessionSpec(
-                f"session-{index}", own, self.log.url, str(self.work_dir), str(lake) if lake else None, self.config, expected,
-                output=self.log.output, start_offsets=self.log.start_offsets,
-            )  # fmt: skip
-            self.supervisor.add("session", spec.name, covers(own), SessionActor, spec)
+        add_engine(self.supervisor, self.plan, self.config, self.log, self.out)
         for index, own in enumerate(shares(self.plan.partitions, self.plan.fleet_actors)):
             fleet = FleetSpec(f"fleet-{index}", own, self.log.url, str(self.work_dir), fleet_plan, self.config.kafka)
             self.supervisor.add("fleet", fleet.name, covers(own), FleetActor, fleet)
         self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
+        appoint(self.supervisor, range(self.plan.partitions), self.plan.session_actors)
+        self.supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
 
     def drive(self) -> None:
         """From the agreed start until the fleets have sent everything, or something ends the run."""
@@ -118,7 +113,11 @@ class Run:
             self.measured.faults.append(f"the session actors did not close within {wait_s:.0f} s")
         used = self.meter.close()
         self.measured.cpu_s = {**used, "other": self.other_cpu_s}
-        return self.supervisor.results("session")
+        totals = self.supervisor.results("session")
+        self.supervisor.order("committer", "finish")
+        if not self.supervisor.wait_until(OVER, "committer", seconds=wait_s) and not has_faults and not self.supervisor.faults():
+            self.measured.faults.append(f"the lake's last commit did not end within {wait_s:.0f} s")
+        return totals
 
     # --- watching ---------------------------------------------------------------------------------------------------
     def _watch(self, phase: str, seconds: float, is_done: Callable[[], bool], *, is_interruptible: bool = True) -> bool:
@@ -205,7 +204,7 @@ class Driver:
         run.drive()
         fleets = run.supervisor.results("fleet")
         truth = collect.read_truth(fleets, measured.start_ms, fleet_plan.epoch_ms)
-        run.drain(_due_ms(truth, run.log.last_append_ms(), self.config))
+        run.drain(due_ms(truth, run.log.last_append_ms(), self.config))
         drained_ms = wall_ms()
         log_full_ms, broker_cpu_s = run.log.full_ms(run.supervisor), run.log.broker_cpu_s()
         sessions = run.close()
@@ -217,14 +216,13 @@ class Driver:
         measured.rss_by_part_bytes = run.meter.rss_by_part_bytes
         if self.stop.is_asked():  # what was not due yet when it ended was not missed
             truth = truth.filter(pl.col("intended_ms") < drained_ms - TIMERS_EVERY_MS)
-        actors = [w.name for w in run.supervisor.of_kind("session")]
         collect.sum_fleets(measured, fleets)
         collect.sum_sessions(measured, sessions, run.out / "lake" if run.plan.lake else None)
-        collect.join_alert_files(run.work_dir, actors, run.out / "alerts.ndjson")
-        collect.judge_alerts(measured, truth, collect.read_alerts(run.work_dir, actors), run.out)
+        collect.join_alert_files(run.work_dir, run.out / "alerts.ndjson")
+        collect.judge_alerts(measured, truth, collect.read_alerts(run.work_dir), run.out)
 
 
-def _due_ms(truth: pl.DataFrame, last_append_ms: int, config: Config) -> float:
+def due_ms(truth: pl.DataFrame, last_append_ms: int, config: Config) -> float:
     """Wall time by which every expected alert is due: as scheduled, or in log time, if the generator was late."""
     if truth.height == 0:
         return 0.0

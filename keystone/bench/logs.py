@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
 from keystone.actors.outputs import OutputSpec
-from keystone.actors.supervisor import Supervisor
 from keystone.bench.plan import SEGMENTS, BenchPlan
 from keystone.config import KafkaConfig
 from keystone.errors import UsageError
@@ -24,6 +24,19 @@ RETENTION_MS = 3_600_000  # of topics made for a run
 REMOVE_WAIT_S = 5.0
 
 
+class Told(Protocol):
+    """Something that has said how it is."""
+
+    @property
+    def status(self) -> dict[str, Any]: ...
+
+
+class Hearing(Protocol):
+    """Whoever knows what actors said last, by kind: a ``Supervisor``, or the judge of a run with faults."""
+
+    def of_kind(self, kind: str) -> Sequence[Told]: ...
+
+
 class BenchLog(Protocol):
     """``url`` is what actors open. ``broker_cpu_s``: CPU seconds of the brokers on this machine since the log was made; None where none is."""
 
@@ -31,10 +44,10 @@ class BenchLog(Protocol):
     output: OutputSpec
     start_offsets: tuple[tuple[int, int], ...]
 
-    def lag_events(self, supervisor: Supervisor) -> int: ...
-    def events_appended(self, supervisor: Supervisor) -> int: ...
+    def lag_events(self, supervisor: Hearing) -> int: ...
+    def events_appended(self, supervisor: Hearing) -> int: ...
     def last_append_ms(self) -> int: ...
-    def full_ms(self, supervisor: Supervisor) -> float: ...
+    def full_ms(self, supervisor: Hearing) -> float: ...
     def broker_cpu_s(self) -> float | None: ...
     def close(self, *, keep: bool) -> str | None:
         """Remove it, or keep it and return a line that says where it is."""
@@ -55,16 +68,16 @@ class EmbeddedBench:
     def _stats(self, name: str) -> list[int]:
         return [getattr(self._log.stats(p), name) for p in range(self._log.partitions)]
 
-    def lag_events(self, supervisor: Supervisor) -> int:  # noqa: ARG002 - the contract's signature
+    def lag_events(self, supervisor: Hearing) -> int:  # noqa: ARG002 - the contract's signature
         return sum(self._stats("lag_events"))
 
-    def events_appended(self, supervisor: Supervisor) -> int:  # noqa: ARG002 - the contract's signature
+    def events_appended(self, supervisor: Hearing) -> int:  # noqa: ARG002 - the contract's signature
         return sum(self._stats("events_appended"))
 
     def last_append_ms(self) -> int:
         return max(self._stats("last_append_ts_ms"))
 
-    def full_ms(self, supervisor: Supervisor) -> float:  # noqa: ARG002 - the contract's signature
+    def full_ms(self, supervisor: Hearing) -> float:  # noqa: ARG002 - the contract's signature
         return float(sum(self._stats("waited_ms")))
 
     def broker_cpu_s(self) -> float | None:
@@ -111,19 +124,19 @@ class KafkaBench:
         if found is not None and found.partitions != plan.partitions:
             raise UsageError(f"topic {topic!r} has {found.partitions} partitions, the run {plan.partitions}: say --partitions {found.partitions}")
 
-    def lag_events(self, supervisor: Supervisor) -> int:
+    def lag_events(self, supervisor: Hearing) -> int:
         """What the fleets handed over and the session actors have not received; both by their last answers."""
         received = sum(w.status.get("received", 0) for w in supervisor.of_kind("session"))
         return int(max(0, self.events_appended(supervisor) - received))
 
-    def events_appended(self, supervisor: Supervisor) -> int:
+    def events_appended(self, supervisor: Hearing) -> int:
         """Handed over by the fleets: a batch that waits for its answer is behind too."""
         return sum(w.status.get("events", 0) for w in supervisor.of_kind("fleet"))
 
     def last_append_ms(self) -> int:
         return int(time.time() * 1_000)
 
-    def full_ms(self, supervisor: Supervisor) -> float:
+    def full_ms(self, supervisor: Hearing) -> float:
         return float(sum(w.status.get("waited_ms", 0) for w in supervisor.of_kind("fleet")))
 
     def broker_cpu_s(self) -> float | None:

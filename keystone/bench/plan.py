@@ -20,7 +20,15 @@ DEVICES_MIN = 100
 BYTES_PER_DEVICE = 400  # of fleet and session state together, with their slack: for the memory check only
 BYTES_PER_EVENT = 270  # in the log
 BYTES_PER_LAKE_ROW = 60
-LOG_SECONDS = 4  # of events that the log can hold: who lags longer has broken the promise
+#: Of events that the log can hold. Records stay until a durable checkpoint is behind them, and one is due every 10 s, or when half of a
+#: partition's room is read: with room for two intervals and 4 s to write it is time that decides, not room. Less room makes checkpoints
+#: more frequent (at 4 s, one every 2 s: a fifth of a core for 5 million sessions).
+LOG_SECONDS = 24
+#: ... of a run with faults: nobody reads while a driver is started anew (30 s at most, or the run fails), a checkpoint's age before that,
+#: and what is written meanwhile must not wait.
+CHAOS_LOG_SECONDS = 48
+LOG_SECONDS_MIN = 4  # where memory is small: who lags longer has broken the promise
+LOG_SHARE = 0.25  # of the memory that is available, at most
 LOG_BYTES_MIN = 128 << 20
 SEGMENTS = 16  # of a partition's ring
 SEGMENT_BYTES_MIN = 1 << 20  # a frame must fit twice
@@ -48,6 +56,7 @@ class Options:
     bad_paths: float | None = None
     epoch_ms: int | None = None
     keep_log: bool = False
+    chaos: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class BenchPlan:
     lake: bool
     bad_paths: float | None
     epoch_ms: int | None
+    log_seconds: int = LOG_SECONDS
+    log_bytes_max: int = 1 << 62
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,7 +87,7 @@ class BenchPlan:
 
     def at(self, eps: float, *, seconds: int) -> BenchPlan:
         """The same at another rate and length: the devices stay, so that probes differ in one thing only."""
-        return replace(self, eps=eps, seconds=seconds, segment_bytes=_segment_bytes(eps, self.partitions))
+        return replace(self, eps=eps, seconds=seconds, segment_bytes=_segment_bytes(eps, self.partitions, self.log_seconds, self.log_bytes_max))
 
 
 def resolve(options: Options, machine: Machine) -> BenchPlan:
@@ -89,6 +100,8 @@ def resolve(options: Options, machine: Machine) -> BenchPlan:
         raise UsageError(f"--partitions {partitions} must be at least --session-actors {sessions} and --fleet-actors {fleets}")
     available = machine.memory_available_mib << 20
     fits = max(DEVICES_MIN, int((available * MEMORY_SHARE - MEMORY_BASE_BYTES) / 2 / BYTES_PER_DEVICE))
+    log_seconds = LOG_SECONDS if options.chaos is None else CHAOS_LOG_SECONDS
+    log_bytes_max = int(available * LOG_SHARE)
     devices = options.devices or int(max(DEVICES_MIN, min(DEVICES_MAX, options.eps * DEVICE_SECONDS, fits)))
     return BenchPlan(
         eps=options.eps,
@@ -98,15 +111,18 @@ def resolve(options: Options, machine: Machine) -> BenchPlan:
         partitions=partitions,
         fleet_actors=fleets,
         session_actors=sessions,
-        segment_bytes=_segment_bytes(options.eps, partitions),
+        segment_bytes=_segment_bytes(options.eps, partitions, log_seconds, log_bytes_max),
         lake=options.lake,
         bad_paths=options.bad_paths,
         epoch_ms=options.epoch_ms,
+        log_seconds=log_seconds,
+        log_bytes_max=log_bytes_max,
     )
 
 
-def _segment_bytes(eps: float, partitions: int) -> int:
-    wanted = max(LOG_BYTES_MIN, int(eps * LOG_SECONDS * BYTES_PER_EVENT)) // (SEGMENTS * partitions)
+def _segment_bytes(eps: float, partitions: int, log_seconds: int, log_bytes_max: int) -> int:
+    least, most = (int(eps * seconds * BYTES_PER_EVENT) for seconds in (LOG_SECONDS_MIN, log_seconds))
+    wanted = max(LOG_BYTES_MIN, least, min(most, log_bytes_max)) // (SEGMENTS * partitions)
     return max(SEGMENT_BYTES_MIN, wanted >> 16 << 16)
 
 

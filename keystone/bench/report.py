@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
+from keystone.bench.chaos_report import Ordeal, chaos_section, recovery_section
 from keystone.bench.latency import STAGES, Quantiles, Score, quantiles, stage, within_promise
 from keystone.bench.machine import MIB
 from keystone.bench.plan import BenchPlan
-from keystone.bench.verdict import Evidence, LagSample, Sums, judge, lag_trend
+from keystone.bench.verdict import Evidence, LagSample, LagTrend, Sums, judge, lag_trend
 
 SCHEMA = 1
 PARTS = ("fleet", "sessions", "other")
@@ -46,25 +47,15 @@ class Measured:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth telling, no reason to fail: a restart that lost nothing
     unit_events_per_s: float | None = None
+    ordeal: Ordeal | None = None  # where faults struck on purpose
 
 
 def build_report(m: Measured) -> dict[str, Any]:
     """Judge, and lay out the keys. Rates in events/s, latencies in ms, CPU in us an event, memory as named."""
-    trend = lag_trend(m.lag, m.seconds)
+    trend = lag_trend(m.ordeal.lag_outside() if m.ordeal is not None else m.lag, m.seconds)
     achieved = m.events_on_time / m.seconds if m.seconds > 0 else 0.0
     latency = {name: quantiles(stage(m.alerts, name)) if m.alerts is not None else Quantiles.none() for name in STAGES}
-    evidence = Evidence(
-        target_eps=m.plan.eps,
-        achieved_eps=achieved,
-        score=m.score,
-        sums=m.sums,
-        lag=trend,
-        send_delay_p99_ms=m.send_delay.p99,
-        end_to_end_max_ms=latency["end_to_end"].max,
-        faults=tuple(m.faults),
-        log_full_ms=m.log_full_ms,
-    )
-    verdict = judge(evidence)
+    verdict = judge(_evidence(m, trend, achieved, latency["end_to_end"].max))
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "verdict": verdict.verdict,
@@ -96,9 +87,36 @@ def build_report(m: Measured) -> dict[str, Any]:
         "seed": m.plan.seed,
         "start_ms": m.start_ms,
     }
+    if m.ordeal is not None:
+        report["chaos"], report["recovery_ms"] = chaos_section(m.ordeal, m.events), recovery_section(m.ordeal)
     if m.unit_events_per_s:
         report["unit"] = {"events_per_s": round(m.unit_events_per_s), "achieved_units": round(achieved / m.unit_events_per_s, 3)}
     return report
+
+
+def _evidence(m: Measured, trend: LagTrend, achieved_eps: float, end_to_end_max_ms: float | None) -> Evidence:
+    """What is judged: of a run with faults, times outside of their windows only."""
+    evidence = Evidence(
+        target_eps=m.plan.eps,
+        achieved_eps=achieved_eps,
+        score=m.score,
+        sums=m.sums,
+        lag=trend,
+        send_delay_p99_ms=m.send_delay.p99,
+        end_to_end_max_ms=end_to_end_max_ms,
+        faults=tuple(m.faults),
+        log_full_ms=m.log_full_ms,
+    )
+    if m.ordeal is None or m.ordeal.outside is None:
+        return evidence
+    return replace(
+        evidence,
+        send_delay_p99_ms=m.ordeal.outside.send_delay.p99,
+        end_to_end_max_ms=m.ordeal.outside.end_to_end.max,
+        faults=(*m.faults, *m.ordeal.faults()),
+        log_full_ms=m.ordeal.full_ms_outside(),
+        silence_max_ms=m.send_delay.max,
+    )
 
 
 def _ledger(sums: Sums) -> dict[str, int | None]:

@@ -52,7 +52,19 @@ def _run(r: dict[str, Any]) -> list[str]:
         f"run       {count(r['events'])} events, {r['bytes'] / 1e6:,.0f} MB, {count(r['devices'])} devices, {count(r['sessions'])} sessions, seed {r['seed']}",
         f"layout    {bench['partitions']} partitions, {bench['fleet_actors']} fleet and {bench['session_actors']} session actors",
         f"lag       at most {count(lag['max_events'])} events, slope {lag['slope_events_per_s']:+,.0f} events/s",
+        *(_faults(r) if "chaos" in r else []),
     ]
+
+
+def _faults(r: dict[str, Any]) -> list[str]:
+    """What was struck, and the figures that are judged. Those below are of the whole run, faults and all."""
+    kinds: dict[str, int] = {}
+    for fault in r["chaos"]["faults"]:
+        kinds[fault["kind"]] = kinds.get(fault["kind"], 0) + 1
+    struck = ", ".join(f"{times} {kind}" if times > 1 else kind for kind, times in kinds.items()) or "none"
+    recovery, outside = r["recovery_ms"], r["chaos"]["outside"]
+    apart = f"; apart from faults, end to end max {ms(outside['end_to_end_ms']['max'])}" if outside is not None else ""
+    return [f"faults    {struck}", f"recovery  of killed session actors, ms: p50 {ms(recovery['p50'])}, p99 {ms(recovery['p99'])}{apart}"]
 
 
 def _latency(r: dict[str, Any]) -> list[str]:

@@ -19,6 +19,9 @@ from keystone.bench.latency import PROMISE_MS, Score
 
 SEND_DELAY_P99_MAX_MS = 100.0  # a generator later than this measures itself
 ACHIEVED_SHARE_MIN = 0.95  # below it the plan did not make the rate (too few devices), however punctual it was
+#: The truth knows the schedule alone. Players that stall report every 2 s, and silence of 10 s is an alert: kept from sending for
+#: longer than this, they may really have been silent for 10 s.
+SILENCE_MAX_MS = 7_000.0
 LAG_SLOPE_SHARE_MAX = 0.01  # of the target rate: 1 % of the events piling up
 LAG_RESTING_S = 0.1  # a queue that empties to this many seconds' worth of events does not grow
 
@@ -101,6 +104,7 @@ class Evidence:
     end_to_end_max_ms: float | None
     faults: tuple[str, ...] = ()
     log_full_ms: float = 0.0  # that the generator waited because the log was full: then the readers were the limit
+    silence_max_ms: float | None = None  # that devices were kept from sending, by faults on purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ def _wrong(e: Evidence) -> list[str]:
 
 def _generator_limits(e: Evidence) -> list[str]:
     reasons: list[str] = []
+    if e.silence_max_ms is not None and e.silence_max_ms > SILENCE_MAX_MS:
+        reasons.append(f"the devices were kept from sending for {e.silence_max_ms:,.0f} ms > {SILENCE_MAX_MS:,.0f} ms: the truth does not hold")
     if e.log_full_ms > SEND_DELAY_P99_MAX_MS:
         return reasons
     if e.send_delay_p99_ms is not None and e.send_delay_p99_ms > SEND_DELAY_P99_MAX_MS:

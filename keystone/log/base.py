@@ -130,6 +130,10 @@ class Log(Protocol):
 
     partitions: int
 
+    @property
+    def log_id(self) -> str:
+        """What it is, by more than its name: another for a log that was deleted and made anew under the same."""
+
     def writer(self, partition: int) -> LogWriter:
         """The one writer of ``partition``; ``LogInUse`` while there is another."""
 

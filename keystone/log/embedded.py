@@ -35,6 +35,7 @@ FORMAT: Final = 1
 URL_SCHEME: Final = "embedded:"
 DEFAULT_FREE_BYTES: Final = 2 << 30  # /dev/shm with less (64 MB in a container) is no place for seconds of 260 MB/s
 SEGMENTS_MAX: Final = 64  # of a partition; each costs its writer and readers two file descriptors
+_LOOK_BYTES: Final = 16 << 20  # read at once, where a time is looked for
 _CONTROL_HEAD_BYTES: Final = 4096
 _DESCRIPTION = "log.json"
 _CONTROL = "control"
@@ -108,6 +109,16 @@ class EmbeddedLog:
         self._clock = clock
         self._given: list[EmbeddedReader | EmbeddedWriter] = []
         self._closed = False
+
+    @property
+    def retention_bytes(self) -> int:
+        """The room of one partition."""
+        return self.shape.retention_bytes
+
+    @property
+    def log_id(self) -> str:
+        """See ``Log.log_id``."""
+        return f"embedded {self.shape.run:016x}"
 
     @property
     def url(self) -> str:
@@ -191,6 +202,21 @@ class EmbeddedLog:
             kernels.EVENTS_PROCESSED, kernels.BYTES_APPENDED, kernels.LAST_APPEND_MS, kernels.WAITED_MS, kernels.TORN_RECORDS,
         )  # fmt: skip
         return PartitionStats(partition, *(int(kernels.read_word(row, word)) for word in read))
+
+    def offsets_at(self, append_ts_ms: int) -> dict[int, int]:
+        """Of every partition: its first record that was appended then or later; the end, where there is none. Reads everything before."""
+        return {partition: self._offset_at(partition, append_ts_ms) for partition in range(self.partitions)}
+
+    def _offset_at(self, partition: int, append_ts_ms: int) -> int:
+        reader = self.reader(partition)
+        try:
+            while len(records := reader.poll(bytes_max=_LOOK_BYTES, wait_ms=0)):
+                at = int(np.searchsorted(records.append_ts_ms, append_ts_ms))
+                if at < len(records):
+                    return int(records.offsets[at])
+            return reader.position()
+        finally:
+            reader.close()
 
     def lag(self, partition: int) -> int:
         """Events appended to ``partition`` and not yet reported processed (or consumed) by a reader."""

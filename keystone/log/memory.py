@@ -84,6 +84,11 @@ class MemoryLog:
             raise UsageError(f"no partition {partition}: there are 0 to {self.partitions - 1}")
         return self._kept[partition]
 
+    @property
+    def log_id(self) -> str:
+        """See ``Log.log_id``."""
+        return f"memory {id(self):x}"
+
     def writer(self, partition: int) -> MemoryWriter:
         kept = self._partition(partition)
         with kept.changed:

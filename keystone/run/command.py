@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from keystone.run.options import CONTEXT, check_target, config_options, load_config
-from keystone.run.places import CONSOLE, EARLIEST, LATEST, NONE
+from keystone.run.places import CHECKPOINT, CONSOLE, ICEBERG, NONE, PARQUET
 
 EXIT_FAIL = 1
 PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send is not known to a run
@@ -18,7 +18,11 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 
 @click.command("run", context_settings=CONTEXT)
 @click.option("--log", "log", default=None, metavar="URL", help="embedded:DIR, or kafka://HOST[:PORT][,...][/TOPIC].  [default: this user's embedded log]")
-@click.option("--lake", default=None, metavar="DIR", help="Write every accepted event there, as Parquet.  [default: nowhere]")
+@click.option("--lake", default=None, metavar="DIR", help="Write every accepted event, session and alert there.  [default: nowhere]")
+@click.option("--lake-format", type=click.Choice([ICEBERG, PARQUET]), default=ICEBERG, help="Iceberg tables, or plain files in folders.")
+@click.option(
+    "--state", default=None, metavar="DIR|URL", help="Keep checkpoints there and go on from them.  [default: beside the lake; without one, only while it runs]"
+)
 @click.option("--actions", default=None, metavar="URL|console|none", help="Where alerts go.  [default: keystone-actions beside a topic, else console]")
 @click.option(
     "--dead-letters",
@@ -26,9 +30,14 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
     metavar="URL|DIR|none",
     help="Where unusable lines go.  [default: keystone-dead-letters beside a topic, else beside the lake]",
 )
-@click.option("--sessions", default=None, metavar="DIR", help="Write session records there, as Parquet.  [default: beside the lake]")
 @click.option("--session-actors", type=click.IntRange(1, 1_024), default=None, help="Processes that own partitions.  [default: by cores]")
-@click.option("--from", "begin", type=click.Choice([EARLIEST, LATEST]), default=EARLIEST, help="Where to begin.")
+@click.option(
+    "--from",
+    "begin",
+    default=CHECKPOINT,
+    metavar="checkpoint|earliest|latest|TIME",
+    help="Where to begin; without a checkpoint, at the earliest record. TIME: of the append, ISO 8601 or ms.",
+)
 @click.option(
     "--until-idle", type=click.FloatRange(0.1), default=None, metavar="SECONDS", help="End after this long without a record (30 s at least before the first)."
 )
@@ -55,7 +64,7 @@ def _run(given: dict[str, Any], config: Any, stop: Any) -> int:
     from keystone.run.service import Service
 
     check_target("--report", given["report"])
-    options = Options(given["log"], given["lake"], given["actions"], given["dead_letters"], given["sessions"], given["begin"])
+    options = Options(given["log"], given["lake"], given["actions"], given["dead_letters"], given["state"], given["lake_format"], given["begin"])
     places = resolve(options, config)
     actors = min(places.partitions, given["session_actors"] or max(1, usable_cores() - 1))
     has_story = given["story"] if given["story"] is not None else (sys.stdout.isatty() or places.actions == CONSOLE) and places.actions != NONE
@@ -112,6 +121,10 @@ def _write_report(path: Path, result: Any, places: Any, config: Any) -> None:
         "within_3s": result.detect.share_within(PROMISE_MS),
         "log_metrics": result.log_metrics,
         "restarts": result.restarts,
+        "fenced_writes": result.fenced_writes,
+        "recoveries": result.recoveries,
+        "checkpoints": result.checkpoints,
+        "commits": result.commits,
         "failures": failures(result),
         "config": config.model_dump(mode="json"),
     }

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from keystone.actors.outputs import OutputSpec
+from keystone.checkpoint import Checkpoint, Checkpoints
 from keystone.config import Config
 from keystone.errors import UsageError
 from keystone.log.embedded import EmbeddedLog
 from keystone.log.kafka import KafkaLog
 from keystone.log.url import EmbeddedUrl, KafkaUrl, LogUrl, default_log_url, open_embedded, parse_log_url
 from keystone.sinks.lake import offsets_of
+from keystone.store import open_store
 
-EARLIEST, LATEST = "earliest", "latest"
+EARLIEST, LATEST, CHECKPOINT = "earliest", "latest", "checkpoint"
+WORDS: Final = (CHECKPOINT, EARLIEST, LATEST)
+ICEBERG, PARQUET = "iceberg", "parquet"
 CONSOLE, NONE = "console", "none"
+CATALOG: Final = "catalog.db"  # of a lake that is tables
 _ACTIONS_EXAMPLE: Final = "console, none, or kafka://HOST[:PORT]/keystone-actions"
 
 
@@ -28,20 +36,26 @@ class Options:
     lake: str | None = None
     actions: str | None = None
     dead_letters: str | None = None
-    sessions: str | None = None
-    begin: str = EARLIEST
+    state: str | None = None
+    lake_format: str = ICEBERG
+    begin: str = CHECKPOINT
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Everything resolved. ``remarks``: lines a person should read."""
+    """Everything resolved. ``state``: URL of the store of checkpoints; None: it ends with the run. ``remarks``: lines a person should read.
+
+    ``start_offsets``: where a partition without a checkpoint begins. ``before``: the newest checkpoints' heads, by partition.
+    """
 
     log: LogUrl
     partitions: int
     start_offsets: dict[int, int]
     output: OutputSpec
     lake_dir: Path | None
-    sessions_dir: Path | None
+    lake_format: str
+    state: str | None
+    before: dict[int, Checkpoint]
     actions: str  # for people
     remarks: tuple[str, ...] = ()
 
@@ -50,36 +64,94 @@ def resolve(options: Options, config: Config) -> Places:
     """Choose what was left open, open what must be there, and see where to begin. ``UsageError`` says what to change."""
     log = parse_log_url(options.log) if options.log is not None else default_log_url()
     remarks: list[str] = []
-    partitions, starts = _beginning(log, config, options.begin, remarks)
+    if options.begin not in WORDS:
+        moment(options.begin)  # or a message, before anything is opened
     lake_dir = Path(options.lake).absolute() if options.lake is not None else None
     if lake_dir is not None:
-        check_lake(lake_dir, starts)
-    sessions_dir = Path(options.sessions).absolute() if options.sessions is not None else _beside(lake_dir, "sessions")
+        _files_of(lake_dir)  # a lake that cannot be made is told of before its state
+    state = _state(options.state, lake_dir)
+    before = _state_before(state, options.begin)
+    partitions, starts, log_id = _beginning(log, config, options.begin, remarks)
+    _check_continuation(before, log_id, state)
+    if lake_dir is not None:
+        check_lake(lake_dir, options.lake_format, {p: before[p].next_offset if p in before else start for p, start in starts.items()}, has_state=bool(before))
+    if before:
+        remarks.append(f"going on where {state} says: {sum(c.ledger.received for c in before.values()):,} events were received before")
     actions = _actions(options.actions, log, config)
     letters, letters_dir = _dead_letters(options.dead_letters, log, config, lake_dir)
-    output = OutputSpec(actions=actions, dead_letters=letters, trail=False, dead_letters_dir=str(letters_dir) if letters_dir is not None else None)
+    files = f"{_id_of(state)}-" if letters_dir is not None else ""
+    output = OutputSpec(
+        actions=actions, dead_letters=letters, trail=False, dead_letters_dir=str(letters_dir) if letters_dir is not None else None, files=files
+    )  # fmt: skip
     output = _looked_at(output, config)
     named = str(actions) if actions is not None else (options.actions or CONSOLE)
-    return Places(log, partitions, starts, output, lake_dir, sessions_dir, named, tuple(remarks))
+    return Places(log, partitions, starts, output, lake_dir, options.lake_format, state, before, named, tuple(remarks))
 
 
-def _beginning(log: LogUrl, config: Config, begin: str, remarks: list[str]) -> tuple[int, dict[int, int]]:
-    """How many partitions there are, and the offset of each to begin at."""
+def _state(given: str | None, lake_dir: Path | None) -> str | None:
+    if given is not None:
+        return given if "://" in given else str(Path(given).absolute())
+    beside = _beside(lake_dir, "state")
+    return str(beside) if beside is not None else None
+
+
+def _id_of(state: str | None) -> str:
+    """What names of files begin with that runs over the same state share, and no others."""
+    return f"{Checkpoints(open_store(state)).seed() & 0xFFFFFFFF:08x}" if state is not None else secrets.token_hex(4)
+
+
+def _state_before(state: str | None, begin: str) -> dict[int, Checkpoint]:
+    """What earlier runs left. ``UsageError`` where this one would begin elsewhere."""
+    if state is None:
+        return {}
+    checkpoints = Checkpoints(open_store(state))
+    heads = {partition: head for partition in checkpoints.partitions() if (head := checkpoints.header(partition)) is not None}
+    if heads and begin != CHECKPOINT:
+        raise UsageError(f"--from {begin}: {state} holds the state of an earlier run, which goes on by --from checkpoint: else name another --lake and --state")
+    return heads
+
+
+def _check_continuation(before: dict[int, Checkpoint], log_id: str, state: str | None) -> None:
+    for head in before.values():
+        if head.log_id != log_id:
+            raise UsageError(f"{state} holds the state of another log ({head.log_id}; this is {log_id}): name another --lake and --state")
+
+
+def _beginning(log: LogUrl, config: Config, begin: str, remarks: list[str]) -> tuple[int, dict[int, int], str]:
+    """How many partitions there are, the offset of each to begin at without a checkpoint, and the log's id."""
     if isinstance(log, EmbeddedUrl):
         with closing(open_embedded(log, is_made=True)) as opened:
-            return opened.partitions, _embedded_offsets(opened, begin)
+            return opened.partitions, _offsets(opened, begin, lambda latest: _embedded_offsets(opened, latest=latest)), opened.log_id
     with closing(KafkaLog.open(log, config.kafka, action="read", role="run")) as topic:
         if not topic.has_append_time:
             remarks.append(
                 f"topic {topic.topic!r} keeps its producers' times (message.timestamp.type = CreateTime): log time is held between the last record"
                 " and this machine's clock; keystone topics check says more"
             )
-        return topic.partitions, topic.start_offsets() if begin == EARLIEST else topic.end_offsets()
+        return topic.partitions, _offsets(topic, begin, lambda latest: topic.end_offsets() if latest else topic.start_offsets()), topic.log_id
 
 
-def _embedded_offsets(log: EmbeddedLog, begin: str) -> dict[int, int]:
+def _offsets(log: EmbeddedLog | KafkaLog, begin: str, ends: Callable[[bool], dict[int, int]]) -> dict[int, int]:
+    """Where ``begin`` is: a word, or a time. ``ends``: the log's ends, or (False) its beginnings."""
+    if begin in WORDS:
+        return ends(begin == LATEST)
+    return log.offsets_at(moment(begin))
+
+
+def _embedded_offsets(log: EmbeddedLog, *, latest: bool) -> dict[int, int]:
     stats = [log.stats(p) for p in range(log.partitions)]
-    return {s.partition: s.start_offset if begin == EARLIEST else s.end_offset for s in stats}
+    return {s.partition: s.end_offset if latest else s.start_offset for s in stats}
+
+
+def moment(text: str) -> int:
+    """A time in ms since the epoch: as such a number, or in ISO 8601 (without a zone: UTC)."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--from {text}: write {', '.join(WORDS)}, or a time such as 2026-09-21T08:30:00Z, or milliseconds since 1970") from None
+    return int((when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp() * 1_000)
 
 
 def _beside(lake_dir: Path | None, what: str) -> Path | None:
@@ -126,13 +198,16 @@ def _looked_at(output: OutputSpec, config: Config) -> OutputSpec:
         return replace(output, actions_from=tuple(sorted(topic.end_offsets().items())))
 
 
-def check_lake(lake_dir: Path, starts: dict[int, int]) -> None:
+def check_lake(lake_dir: Path, lake_format: str, starts: dict[int, int], *, has_state: bool) -> None:
     """Refuse a lake that holds events from where the run begins on: they would be in it twice."""
-    try:
-        lake_dir.mkdir(parents=True, exist_ok=True)
-        files = sorted(lake_dir.glob("event_date=*/p*.parquet"))
-    except OSError as error:
-        raise UsageError(f"--lake {lake_dir}: cannot be used: {error.strerror}: name another directory") from error
+    files, is_table = _files_of(lake_dir)
+    if is_table != (lake_format == ICEBERG) and (is_table or files):
+        there = ICEBERG if is_table else PARQUET
+        raise UsageError(f"--lake {lake_dir} is of the format {there}: say --lake-format {there}, or name another directory")
+    if is_table and not has_state:
+        raise UsageError(f"--lake {lake_dir} was written by runs whose state is not where --state says: name that, or another directory for the lake")
+    if has_state:
+        return  # what the lake has is decided by its own chain
     for path in files:
         try:
             partition, (_, last) = int(path.name[1:6]), offsets_of(path)
@@ -143,3 +218,12 @@ def check_lake(lake_dir: Path, starts: dict[int, int]) -> None:
                 f"--lake {lake_dir} holds events of partition {partition} up to offset {last:,}, and this run begins at {starts.get(partition, 0):,}:"
                 " name another directory, or say --from latest"
             )
+
+
+def _files_of(lake_dir: Path) -> tuple[list[Path], bool]:
+    """Plain files of events in a lake, made where there is none, and whether it has tables."""
+    try:
+        lake_dir.mkdir(parents=True, exist_ok=True)
+        return sorted(lake_dir.glob("event_date=*/p*.parquet")), (lake_dir / CATALOG).exists()
+    except OSError as error:
+        raise UsageError(f"--lake {lake_dir}: cannot be used: {error.strerror}: name another directory") from error

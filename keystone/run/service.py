@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from keystone.actors.loop import OVER
+from keystone.actors.committer import CommitterActor, CommitterSpec
+from keystone.actors.loop import BUILD_PATIENCE_S, OVER
+from keystone.actors.owned import PartitionTotals
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.session import SessionActor, SessionSpec, SessionTotals
-from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
+from keystone.actors.supervising import appoint
+from keystone.actors.supervisor import SupervisionError, Supervisor, covers
 from keystone.config import Config
 from keystone.errors import UsageError
-from keystone.log.url import EmbeddedUrl, open_embedded
+from keystone.log.url import EmbeddedUrl, LogUrl, open_embedded
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram, Ledger
-from keystone.run.places import Places
+from keystone.run.places import PARQUET, Places
 from keystone.run.screen import StoryScreen
+from keystone.sinks.plain_lake import staging_of
 
 LOOK_EVERY_S: Final = 0.25
 READY_MAX_S: Final = 120.0
 CLOSE_MAX_S: Final = 120.0
 FIRST_RECORD_WAIT_S: Final = 30.0  # before anything came at all: whoever sends may still be starting
 IDLE_MARGIN_MS: Final = 200  # of log time, beyond the open-stall limit
+COMMIT_FIGURES: Final = ("commits", "segments", "files", "commit_ms", "lag_ms", "expired")
 RATE_OVER_S: Final = 2.0  # what "a second" is averaged over
 
 log = get(__name__)
@@ -52,20 +56,32 @@ class RunResult:
     detect: LatencyHistogram = field(default_factory=LatencyHistogram)
     seconds: float = 0.0
     restarts: int = 0
+    fenced_writes: int = 0
+    recoveries: list[dict[str, Any]] = field(default_factory=list)  # partitions taken over after the start
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+    commits: dict[str, Any] = field(default_factory=dict)  # of the lake, as the committer last told
     log_metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # by actor, as it last told
     faults: list[str] = field(default_factory=list)
 
-    def add(self, totals: SessionTotals) -> None:
-        """One actor's."""
-        self.ledger += Ledger(**totals.ledger)
-        self.alerts += totals.alerts
-        self.sessions += totals.sessions_closed
-        self.session_rows += totals.session_rows
+    def add(self, totals: SessionTotals, before: Mapping[int, PartitionTotals]) -> None:
+        """One actor's; what its partitions had come to ``before`` this run is not this run's."""
+        for partition, one in totals.partitions.items():
+            mine = since(one, before.get(partition, PartitionTotals()))
+            self.ledger += replace(mine.ledger, lake_rows=mine.lake_rows)
+            self.alerts += mine.alerts
+            self.sessions += mine.sessions_closed
+            self.session_rows += mine.session_rows
+            self.gap_list += mine.gap_list
+            for ours, theirs in ((self.dead_letters, mine.dead_letters), (self.gaps, mine.gaps)):
+                for name, count in theirs.items():
+                    ours[name] = ours.get(name, 0) + count
         self.next_offsets |= totals.next_offsets
-        self.gap_list += totals.gap_list
-        for ours, theirs in ((self.dead_letters, totals.dead_letters), (self.gaps, totals.gaps)):
-            for name, count in theirs.items():
-                ours[name] = ours.get(name, 0) + count
+        self.checkpoints = {
+            "count": self.checkpoints.get("count", 0) + totals.checkpoints,
+            "bytes": self.checkpoints.get("bytes", 0) + totals.checkpoint_bytes,
+            "pause_ms_max": max(self.checkpoints.get("pause_ms_max", 0.0), totals.pause_ms_max),
+            "cpu_s": self.checkpoints.get("cpu_s", 0.0) + totals.checkpoint_cpu_s,
+        }
         if totals.detect is not None:
             self.detect.merge(totals.detect)
         if totals.undelivered:
@@ -81,6 +97,7 @@ class Service:
         self._has_story = has_story
         self._until_idle_s = until_idle_s
         self._started_s = 0.0
+        self._spec: SessionSpec
         self._rates: list[tuple[float, int, int, int]] = []  # (s, events, scenes, told)
         self._stories: dict[str, Any] = {}
 
@@ -104,12 +121,17 @@ class Service:
             shutil.rmtree(work_dir, ignore_errors=True)
 
     def _supervised(self, supervisor: Supervisor, work_dir: Path, screen: StoryScreen, is_stopped: Callable[[], bool]) -> RunResult:
-        result = RunResult()
+        result, places = RunResult(), self._places
         try:
             self._build(supervisor, work_dir)
+            standbys = range(self._actors, self._actors + self._config.checkpoint.standbys)
+            appoint(supervisor, range(places.partitions), self._actors, later=map(_name, standbys))
             supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=is_stopped)
+            supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=is_stopped)
+            supervisor.recoveries.clear()
             self._started_s = time.monotonic()
             screen.say(self._headline())
+            self._add_session_actors(supervisor, standbys)  # now: their start would have kept the others from theirs
             self._watch(supervisor, screen, is_stopped)
             self._end(supervisor, screen, result)
         except SupervisionError as error:
@@ -125,17 +147,25 @@ class Service:
         return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors), actions to {places.actions}{lake}"
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
-        places = self._places
-        run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-        for index, own in enumerate(shares(places.partitions, self._actors)):
-            spec = SessionSpec(
-                f"session-{index}", own, str(places.log), str(work_dir), _text(places.lake_dir), self._config,
-                output=places.output, sessions_dir=_text(places.sessions_dir),
-                start_offsets=tuple((p, places.start_offsets[p]) for p in own),
-                share=index, shares=self._actors, has_story=self._has_story, takes_gaps=True, closes_sessions=True,
-                files=f"{run}-session-{index}",
-            )  # fmt: skip
-            supervisor.add("session", spec.name, covers(own), SessionActor, spec)
+        places, config = self._places, self._config
+        state = places.state or str(work_dir / "state")
+        room = _room_of_a_partition(places.log)
+        lake_dir = places.lake_dir if places.lake_dir is None or places.lake_format != PARQUET else staging_of(places.lake_dir)
+        self._spec = SessionSpec(
+            "", (), str(places.log), str(work_dir), state, _text(lake_dir), config, output=places.output,
+            start_offsets=tuple(places.start_offsets.items()), checkpoint_bytes=room // 2, has_story=self._has_story, takes_gaps=True,
+            lake_is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S,
+        )  # fmt: skip
+        self._add_session_actors(supervisor, range(self._actors))
+        if places.lake_dir is not None:
+            committing = CommitterSpec(
+                str(places.lake_dir), state, str(work_dir), config.lake, is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S
+            )
+            supervisor.add("committer", "committer", "the lake's commits", CommitterActor, committing)
+
+    def _add_session_actors(self, supervisor: Supervisor, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            supervisor.add("session", _name(number), "nothing yet", SessionActor, replace(self._spec, name=_name(number)))
 
     # --- watching ---------------------------------------------------------------------------------------------------------
     def _watch(self, supervisor: Supervisor, screen: StoryScreen, is_stopped: Callable[[], bool]) -> None:
@@ -166,7 +196,8 @@ class Service:
             log.warning("an actor was restarted", note=supervisor.notes.pop(0))
 
     def _seen(self, supervisor: Supervisor) -> dict[str, Any]:
-        statuses = [ward.status for ward in supervisor.of_kind("session") if ward.status]
+        statuses = [ward.status for ward in supervisor.of_kind("session") if ward.status and not ward.is_down and not ward.is_lost]
+        owners = [status for status in statuses if status.get("partitions")]
 
         def total(name: str) -> int:
             return sum(status.get(name, 0) for status in statuses)
@@ -188,11 +219,10 @@ class Service:
             "detect_p99_ms": max((s["detect_p99_ms"] for s in statuses if s.get("detect_p99_ms") is not None), default=None),
             "lag_events": self._lag(total("lag_events")),
             "undelivered": total("undelivered"),
-            "silent_s": min((s.get("silent_s", 0.0) for s in statuses), default=0.0),
+            "silent_s": min((s.get("silent_s", 0.0) for s in owners), default=0.0),
             "unusual": total("unusual"),
             "received": total("received"),
-            "quiet_ms": min((s.get("quiet_ms", 0) for s in statuses), default=0),
-            "answered": len(statuses),
+            "quiet_ms": min((s.get("quiet_ms", 0) for s in owners), default=0),
         }
 
     def _lag(self, told: int) -> int:
@@ -205,7 +235,7 @@ class Service:
 
     def _is_idle(self, supervisor: Supervisor, seen: dict[str, Any]) -> bool:
         """Nothing came for long enough, everything is delivered, and no stall is open that could still become an alert."""
-        if seen["answered"] < len(supervisor.of_kind("session")) or seen["lag_events"] or seen["undelivered"]:
+        if not supervisor.is_owned() or seen["lag_events"] or seen["undelivered"]:
             return False
         if seen["unusual"] and seen["quiet_ms"] < self._config.detection.open_stall_ms + IDLE_MARGIN_MS:
             return False
@@ -221,13 +251,60 @@ class Service:
             result.faults.append(f"the session actors did not close within {CLOSE_MAX_S:.0f} s")
         self._tell(supervisor, screen)
         self._pass_on(supervisor)
-        for totals in supervisor.results("session"):
-            result.add(totals)
+        before = {partition: PartitionTotals.of(head) for partition, head in self._places.before.items()}
+        totals = supervisor.results("session")
+        for one in totals:
+            result.add(one, before)
+        closed = {partition for one in totals for partition in one.partitions}
+        if left := tuple(sorted(set(range(self._places.partitions)) - closed)):
+            result.faults.append(f"{covers(left)}: lost with its owner as the run ended: the next run goes on where its last checkpoint is")
+        self._end_commits(supervisor, result, totals)
         result.faults += [fault for fault in supervisor.faults() if fault not in result.faults]
         result.log_metrics = {ward.name: ward.status.get("log", {}) for ward in supervisor.of_kind("session")}
         result.restarts = sum(ward.restarts for ward in supervisor.of_kind("session"))
+        result.fenced_writes, result.recoveries = supervisor.fenced_writes, supervisor.recoveries
         if self._places.lake_dir is not None:
             result.lake_rows = result.ledger.lake_rows
+
+    def _end_commits(self, supervisor: Supervisor, result: RunResult, totals: Sequence[SessionTotals]) -> None:
+        """The committer ends last: it takes what the last checkpoints name."""
+        if self._places.lake_dir is None:
+            return
+        supervisor.order("committer", "finish")
+        if not supervisor.wait_until(OVER, "committer", seconds=CLOSE_MAX_S) and not supervisor.faults():
+            result.faults.append(f"the lake's last commit did not end within {CLOSE_MAX_S:.0f} s: the next run does it")
+        for ward in supervisor.of_kind("committer"):
+            result.commits = {name: ward.status.get(name) for name in COMMIT_FIGURES}
+            result.fenced_writes += ward.status.get("fenced_writes", 0)
+            committed = ward.status.get("committed", {})
+            late = [p for one in totals for p, sequence in one.segments.items() if committed.get(p, 0) < sequence]
+            if late and not ward.fault:
+                result.faults.append(f"{covers(tuple(late))}: the last segments are not committed to the lake: the next run does it")
+
+
+def since(now: PartitionTotals, before: PartitionTotals) -> PartitionTotals:
+    """What was added to a partition's totals."""
+    ledger = Ledger(*(getattr(now.ledger, f.name) - getattr(before.ledger, f.name) for f in fields(Ledger)))
+
+    def more(counts: Mapping[str, int], earlier: Mapping[str, int]) -> dict[str, int]:
+        return {name: count - earlier.get(name, 0) for name, count in counts.items() if count != earlier.get(name, 0)}
+
+    return PartitionTotals(
+        ledger, now.alerts - before.alerts, now.sessions_closed - before.sessions_closed, now.session_rows - before.session_rows,
+        more(now.dead_letters, before.dead_letters), more(now.gaps, before.gaps), now.gap_list[len(before.gap_list) :], now.lake_rows - before.lake_rows,
+    )  # fmt: skip
+
+
+def _name(number: int) -> str:
+    return f"session-{number}"
+
+
+def _room_of_a_partition(log_url: LogUrl) -> int:
+    """Bytes that a partition of an embedded log can hold; one of Kafka has no such end."""
+    if not isinstance(log_url, EmbeddedUrl):
+        return 1 << 62
+    with closing(open_embedded(log_url, is_made=False)) as opened:
+        return opened.retention_bytes
 
 
 def _ended(process: subprocess.Popen[bytes], is_stopped: Callable[[], bool]) -> int:

@@ -25,18 +25,25 @@ from keystone.kernels import lake_rows
 from keystone.sinks.lake_files import ParquetFile
 from keystone.sinks.lake_pages import DictionaryValues, GroupCodes, PageEncoder
 from keystone.sinks.lake_stage import Stage, batch_text_bytes, selected_text_bytes
-from keystone.sinks.lake_thread import OpenFile, WritingThread
+from keystone.sinks.lake_thread import Cut, OpenFile, WritingThread
 
 DIRECT_ROWS_MIN: Final = 2048  # a batch of so many rows is a page of its own, uncopied; smaller ones are collected
 PAGE_ROWS_MAX: Final = 4096  # collected rows
 PAGE_TEXT_BYTES_MAX: Final = 4 << 20  # and bytes of their strings
 DAY_MS: Final = 86_400_000
+EVENTS_DIR: Final = "data/events"  # of a lake that is a table
 LOG_REACH_MS: Final = 2 * DAY_MS  # a device clock further from the append time does not choose the folder
 FILE_REACH_MS: Final = 30 * DAY_MS  # in a plain file: from its first accepted event
 
 
 def file_name(partition: int, first_offset: int, last_offset: int) -> str:
     return f"p{partition:05d}-{first_offset:020d}-{last_offset:020d}.parquet"
+
+
+def table_file_name(partition: int, first_offset: int, last_offset: int, epoch: int, number: int, *, log_number: int = 0) -> str:
+    """Of a table's file: no two owners of a partition, and no two files of one owner, have the same. ``log_number``: see ``Segment``."""
+    log = f"l{log_number}-" if log_number else ""
+    return f"p{partition:05d}-{first_offset:020d}-{last_offset:020d}-{log}e{epoch:08d}-{number:06d}.parquet"
 
 
 def offsets_of(path: Path) -> tuple[int, int]:
@@ -75,14 +82,26 @@ class LakeWriter:
     events are spread over two files of a day. ``has_log_time=False`` for plain files: ``append_ts`` is null and the folders
     follow ``anchor_ts_ms``, the ts of the file's first accepted event (learnt from the first batch if not given).
 
+    With ``is_table`` the files are a table's: in ``data/events/``, named also by the ``epoch`` of their partition's owner
+    (``own``), in place but in no snapshot yet; ``cut`` says which there are.
+
     Opening sweeps the unfinished files that a dead run left in ``partitions``. Errors of the file system are raised by the
     next call as one ``SinkError``, after which no unfinished file of ours is left and every further call raises it again.
     """
 
     def __init__(
-        self, directory: Path | str, config: LakeConfig, *, partitions: Iterable[int] = (), has_log_time: bool = True, anchor_ts_ms: int | None = None
+        self,
+        directory: Path | str,
+        config: LakeConfig,
+        *,
+        partitions: Iterable[int] = (),
+        has_log_time: bool = True,
+        anchor_ts_ms: int | None = None,
+        is_table: bool = False,
     ) -> None:
         self.directory = Path(directory)
+        self._is_table = is_table
+        self._owners: dict[int, tuple[int, int]] = {}  # epoch and log number, by partition
         self.anchor_ts_ms = anchor_ts_ms
         self._rows: dict[int, int] = {}  # appended, by partition
         self._config = config
@@ -100,7 +119,7 @@ class LakeWriter:
             raise UsageError(f"the lake cannot be made at {self.directory}: {error.strerror}; choose another directory") from error
         for partition in partitions:
             self._open_partition(partition)
-        self._thread = WritingThread(config.queue_bytes_max, self._encoder)
+        self._thread = WritingThread(config.queue_bytes_max, self._encoder, is_patient=is_table)
 
     # --- what it tells ------------------------------------------------------------------------------------------------
     @property
@@ -168,6 +187,28 @@ class LakeWriter:
             if is_old or stream.file_rows >= self._config.file_rows_max or stream.file_bytes >= self._config.file_bytes_max:
                 self._close_file(stream)
         self._caller_cpu_seconds += time.thread_time() - started
+
+    def own(self, partition: int, epoch: int, log_number: int) -> None:
+        """From now on files of ``partition`` are written for its owner of that ``epoch``. What a dead process of ours left unfinished goes."""
+        self._owners[partition] = epoch, log_number
+        self._open_partition(partition)
+
+    def cut(self, partition: int) -> Cut:
+        """End the files of a partition, between steps; where they are once they are in place. Waits only while the queue is full."""
+        self._thread.check()
+        for stream in [stream for stream in self._streams.values() if stream.partition == partition]:
+            self._close_file(stream)
+        cut = Cut()
+        self._thread.put(0, lambda: self._thread.cut(partition, cut))
+        return cut
+
+    def has_room(self) -> bool:
+        """False while the queue is full or the disk is: then the log is the place for what comes."""
+        return self._thread.has_room()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything did."""
+        self._thread.check()
 
     def flush(self) -> None:
         """Put everything appended into place. Call it between steps only."""
@@ -279,7 +320,7 @@ class LakeWriter:
         self._names += 1
         first = int(batch.offset[row])
         path = self._writing / f"p{batch.partition:05d}-{np.datetime64(day, 'D')}-{first:020d}-{os.getpid()}-{self._names}.tmp"
-        file = OpenFile(ParquetFile(path))
+        file = OpenFile(ParquetFile(path, self._thread.patiently))
         stream = _Stream(batch.partition, day, file, Stage(batch.partition), GroupCodes(dictionaries), first, first)
         self._streams[batch.partition, day] = stream
         return stream
@@ -309,8 +350,16 @@ class LakeWriter:
         self._end_page(stream)
         self._end_group(stream)
         del self._streams[stream.partition, stream.day]
-        target = self.directory / folder_name(stream.day) / file_name(stream.partition, stream.first_offset, stream.last_offset)
-        self._thread.put(0, lambda: self._thread.finish(stream.file, target, stream.partition))
+        target = self._target(stream)
+        self._thread.put(0, lambda: self._thread.finish(stream.file, target, stream.partition, stream.day, is_cut=self._is_table))
+
+    def _target(self, stream: _Stream) -> Path:
+        span = stream.partition, stream.first_offset, stream.last_offset
+        if not self._is_table:
+            return self.directory / folder_name(stream.day) / file_name(*span)
+        self._names += 1
+        epoch, log_number = self._owners.get(stream.partition, (0, 0))
+        return self.directory / EVENTS_DIR / folder_name(stream.day) / table_file_name(*span, epoch, self._names, log_number=log_number)
 
 
 def _writing_directory(directory: Path) -> Path:
@@ -319,5 +368,9 @@ def _writing_directory(directory: Path) -> Path:
     writing = directory.absolute().with_name(f".{directory.absolute().name}.writing")
     if directory.stat().st_dev != directory.absolute().parent.stat().st_dev:  # a mount point: no rename across
         writing = directory / ".writing"
-    writing.mkdir(exist_ok=True)
+    try:
+        writing.mkdir()
+    except FileExistsError:  # exist_ok would raise it too where another writer, being done, removes the directory at this moment
+        if writing.is_file():
+            raise
     return writing

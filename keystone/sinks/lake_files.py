@@ -90,12 +90,12 @@ def dictionary_page_header(values: int, raw_bytes: int, page_bytes: int) -> byte
 
 
 def _schema() -> bytes:
+    """Without field ids: a table numbers its columns as it likes, others' among them, and finds ours by name."""
     elements = [struct((4, _BINARY, binary(b"schema")), _i32(5, len(COLUMNS)))]
-    for number, column in enumerate(COLUMNS, 1):
+    for column in COLUMNS:
         fields = [_i32(1, _TYPE[column.type]), _i32(3, int(column.is_optional)), (4, _BINARY, binary(column.name.encode()))]
         if column.type == "string":
             fields.append(_i32(6, _UTF8))
-        fields.append(_i32(9, number))
         if column.type == "string":
             fields.append((10, _STRUCT, struct((1, _STRUCT, struct()))))
         elements.append(struct(*fields))
@@ -198,10 +198,14 @@ class RowGroup:
 
 
 class ParquetFile:
-    """One file, a row group at a time. Holds no descriptor between row groups: open files are not bounded by their limit."""
+    """One file, a row group at a time. Holds no descriptor between row groups: open files are not bounded by their limit.
 
-    def __init__(self, path: Path) -> None:
+    ``patiently`` does what it is given, again where the disk took nothing; what was written of a part by then is cut off first.
+    """
+
+    def __init__(self, path: Path, patiently: Callable[[Callable[[], None]], None] | None = None) -> None:
         self.path = path
+        self._patiently = patiently or _once
         self.rows = 0
         self.bytes = 0
         self._groups: list[bytes] = []
@@ -238,21 +242,42 @@ class ParquetFile:
         self._append([footer, len(footer).to_bytes(4, "little"), MAGIC])
 
     def _append(self, parts: list[bytes | bytearray]) -> None:
-        with self._open() as file:
-            file.seek(self.bytes)
-            view = memoryview(b"".join(parts))
-            while view:
-                view = view[file.write(view) :]
-            self.bytes = os.fstat(file.fileno()).st_size
+        whole = b"".join(parts)
+        self._patiently(lambda: self._append_once(whole))
+
+    def _append_once(self, whole: bytes) -> None:
+        try:
+            with self._open() as file:
+                file.seek(self.bytes)
+                view = memoryview(whole)
+                while view:
+                    view = view[file.write(view) :]
+        except OSError:
+            self._cut_off()
+            raise
+        self.bytes += len(whole)
+
+    def _cut_off(self) -> None:
+        """Leave what was there before."""
+        with suppress(OSError):
+            if self.bytes:
+                os.truncate(self.path, self.bytes)
+            else:
+                self.path.unlink()
 
     def _open(self) -> io.FileIO:
         if self.bytes:
             return self.path.open("r+b", buffering=0)  # never makes a file anew: somebody may have swept ours
         for _ in range(OPEN_TRIES):
-            self.path.parent.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # exist_ok would look again, and raise where it is gone by then
+                self.path.parent.mkdir()
             with suppress(FileNotFoundError):  # another writer of the lake was done and removed the empty directory
                 return self.path.open("xb", buffering=0)
         return self.path.open("xb", buffering=0)
+
+
+def _once(do: Callable[[], None]) -> None:
+    do()
 
 
 def _make_all_null(chunk: _Chunk, rows: int) -> None:

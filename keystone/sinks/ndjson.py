@@ -14,6 +14,7 @@ from keystone.errors import SinkError, UsageError
 from keystone.events import DEAD_LETTER_BYTES_MAX, DIMENSIONS, Alert, DeadLetter
 
 BATCH_BYTES_MAX: Final = 8 << 20  # lines are written before more than this, and one line, are held
+LETTER_BYTES_MAX: Final = DEAD_LETTER_BYTES_MAX * 4 // 3 + 4096  # of a dead letter's line
 TAIL_BYTES: Final = 64 << 10  # read at once, from the end, when looking for the last whole line
 _NO_DIMENSIONS: Final[dict[str, str | None]] = dict.fromkeys(DIMENSIONS)
 
@@ -114,6 +115,19 @@ class LineFile:
         if self._is_open:
             self._is_open = False
             os.close(self._file)
+
+
+def last_place(path: Path) -> tuple[int, int]:
+    """Offset and line of the last dead letter in a file; (-1, -1) where there is none. A torn last line is cut off."""
+    LineFile(path).close()
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LETTER_BYTES_MAX))
+        lines = file.read().splitlines()
+    if not lines:
+        return -1, -1
+    found = orjson.loads(lines[-1])
+    return found["offset"], found["line"]
 
 
 class DeadLetterFile:

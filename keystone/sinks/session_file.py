@@ -1,9 +1,8 @@
-"""Session records as Parquet: one file in place when a run is complete, or files that follow each other while it goes on."""
+"""Session records as Parquet: a file that is in place when it is complete."""
 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,8 +13,6 @@ from keystone.errors import SinkError, UsageError
 
 ROW_GROUP_ROWS: Final = 65_536  # held in memory; x ~250 B a record = 16 MB
 ZSTD_LEVEL: Final = 1
-ROLL_ROWS: Final = 1 << 20  # of a file: ~100 MB
-ROLL_AGE_S: Final = 60.0  # after which records are put into place: what a dying process can lose is read again
 
 
 _ENCODINGS: Final = {pa.int64(): "DELTA_BINARY_PACKED", pa.string(): "DELTA_LENGTH_BYTE_ARRAY"}
@@ -35,8 +32,10 @@ class SessionFile:
     ``close`` (or after ``abort``) nothing is left in place, and an earlier file of that name stays as it was.
     """
 
-    def __init__(self, path: Path | str, schema: pa.Schema) -> None:
+    def __init__(self, path: Path | str, schema: pa.Schema, *, is_synced: bool = False) -> None:
+        """``is_synced``: when ``close`` returns, the file is on the disk, not only in its cache."""
         self.path = Path(path)
+        self._is_synced = is_synced
         self.rows = 0  # taken
         self._schema = schema
         self._held: list[pa.Table] = []
@@ -75,11 +74,19 @@ class SessionFile:
         self._write_group()
         try:
             self._writer.close()
+            if self._is_synced:
+                sync(self._temporary)
             self._temporary.replace(self.path)
+            if self._is_synced:
+                sync(self.path.parent)
         except OSError as error:
             raise self._failed(error) from error
         self._writer = None
         return self.rows
+
+    def size_bytes(self) -> int:
+        """Of the file in place, after ``close``."""
+        return self.path.stat().st_size
 
     def abort(self) -> None:
         """Leave nothing behind. May be repeated; after ``close`` it does nothing."""
@@ -101,38 +108,10 @@ class SessionFile:
         return SinkError(f"{self.path} cannot be written: {error}; free room there or choose another directory")
 
 
-class SessionFiles:
-    """``NAME-000001.parquet`` and so on in a directory: each in place when it is large or old enough, or at ``close``.
-
-    Opening removes the files of this name: whoever opens begins anew.
-    """
-
-    def __init__(self, directory: Path | str, name: str, schema: pa.Schema) -> None:
-        self.rows = 0
-        self._directory, self._name, self._schema = Path(directory), name, schema
-        self._files = 0
-        self._open: SessionFile | None = None
-        self._opened_s = 0.0
-        for path in (*self._directory.glob(f"{name}-*.parquet"), *self._directory.glob(f".{name}-*.tmp")):
-            path.unlink(missing_ok=True)
-
-    def write(self, records: Records) -> None:
-        """Take the records. Raises ``SinkError`` where the disk is full."""
-        if self._open is None:
-            self._files += 1
-            self._open = SessionFile(self._directory / f"{self._name}-{self._files:06d}.parquet", self._schema)
-            self._opened_s = time.monotonic()
-        self.rows += self._open.write(records)
-
-    def roll(self) -> None:
-        """Put the open file into place if it is due."""
-        if self._open is not None and (self._open.rows >= ROLL_ROWS or time.monotonic() - self._opened_s >= ROLL_AGE_S):
-            self._open.close()
-            self._open = None
-
-    def close(self) -> int:
-        """Put what there is into place; returns the rows of all files. May be repeated."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-        return self.rows
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

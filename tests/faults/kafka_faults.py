@@ -26,6 +26,7 @@ from confluent_kafka.admin import AdminClient
 
 from keystone.bench.latency import ALERT_KEY, score
 from tests.kafka_server import KafkaCluster
+from tests.lakes import rows_of, session_rows
 from tests.rdkafka import CONSUMING, WAIT_S_MAX, leaders
 from tests.reference import DIMENSIONS, INTS, STRINGS, LogRecord, ReferenceSessions, partition_of
 from tests.services.runs import ALERT_COLUMNS, Command, Rows, log_of, wait_until
@@ -71,16 +72,17 @@ class FaultRun:
         *,
         eps: int = 2_000,
         actors: int = 1,
+        standbys: int = 1,
         actions: KafkaCluster | None = None,
         options: Sequence[str] = (),
     ) -> None:
         self.kafka, self.actions, self.folder = kafka, actions or kafka, folder
         self.faults: list[Fault] = []
         self.url = url_of(kafka)
-        self._actors = actors
+        self._actors = actors + standbys
         paths = ["--lake", str(folder / "lake"), "--report", str(folder / "report.json")]
         places = ["--log", self.url, "--actions", f"{url_of(self.actions)}/{ACTIONS}"]
-        self._run = ["run", *places, *paths, "--until-idle", IDLE_S, "--session-actors", str(actors), *options]
+        self._run = ["run", *places, *paths, "--until-idle", IDLE_S, "--session-actors", str(actors), "--set", f"checkpoint.standbys={standbys}", *options]
         rates = ["--eps", str(eps), "--seconds", SECONDS_MAX, "--bad-paths", "0.5"]
         self._simulate = ["simulate", "--log", self.url, *rates, "--truth", str(folder / "truth.parquet")]
         self._held = ExitStack()
@@ -96,8 +98,8 @@ class FaultRun:
             wait_until(lambda: sum(self.ends().values()) > 0, "the devices do not begin")
             self.run = self._held.enter_context(Command(*self._run))
             self.run.wait_for("reading kafka://")
+            wait_until(lambda: len(self.session_actors()) == self._actors, "those that stand by are not there")
             self._processes = self.session_actors()
-            assert len(self._processes) == self._actors
             self._held = self._held.pop_all()
         return self
 
@@ -216,8 +218,7 @@ class Outcome:
         actions = [record for records in log_of(actions_servers, ACTIONS).values() for record in records]
         self.actions = [json.loads(record.value or b"") | {"visible_ms": record.append_ts} for record in actions]
         self.dead_letters = sum(map(len, log_of(servers, DEAD_LETTERS).values()))
-        self.lake = pl.read_parquet(folder / "lake" / "**" / "*.parquet", hive_partitioning=False)
-        self.sessions = [row for path in sorted((folder / "lake-sessions").glob("*.parquet")) for row in pl.read_parquet(path).to_dicts()]
+        self.lake, self.sessions = rows_of(folder / "lake"), session_rows(folder / "lake")
         self._note_next_alerts()
 
     def _note_next_alerts(self) -> None:
@@ -352,7 +353,6 @@ def law_of(log: Log, before: Iterable[Placed] = ()) -> tuple[Rows, Rows, list[tu
         end_ms = max(end_ms, append_ts)
     for table in tables.values():
         table.advance(end_ms + OPEN_STALL_MS)  # the run waits for the stalls that the devices left open
-        table.close_all()
     return [a for t in tables.values() for a in t.alerts], [s for t in tables.values() for s in t.sessions], rows
 
 

@@ -124,7 +124,7 @@ def test_a_topic_that_is_deleted_under_the_reader_and_made_anew(kafka_cluster: C
 def test_retention_that_passes_the_reader(kafka_cluster: Cluster, tmp_path: Path, record_property: Any) -> None:
     """The session actor stands still while the log's start moves beyond it: the gap is counted exactly, and the run goes on."""
     kafka = kafka_cluster()
-    with FaultRun(kafka, tmp_path) as run:
+    with FaultRun(kafka, tmp_path, standbys=0) as run:
         run.wait_flowing()
         [actor] = run.session_actors()
         actor.suspend()

@@ -106,13 +106,18 @@ def test_partitions_do_not_change_results(events: Events, partitions: int, wait:
 
 
 @calm
-@given(events=fleets(), places=places, first_codes=st.lists(st.sampled_from([0, 1, 70_000]), min_size=6, max_size=6), wait=end_waits)
-def test_a_restore_elsewhere_does_not_change_results(events: Events, places: list[int], first_codes: list[int], wait: int) -> None:
+@given(
+    events=fleets(),
+    places=places,
+    moves=st.lists(st.tuples(st.sampled_from([0, 1, 70_000]), st.booleans()), min_size=6, max_size=6),
+    wait=end_waits,
+)
+def test_a_restore_elsewhere_does_not_change_results(events: Events, places: list[int], moves: list[tuple[int, bool]], wait: int) -> None:
     end = events[-1][1] + wait
-    table = run(first_code=first_codes[0])
-    for part, first_code in zip(cut(events, places), first_codes, strict=False):
+    table = run(first_code=moves[0][0])
+    for part, (first_code, is_packed) in zip(cut(events, places), moves, strict=False):
         table.apply(part)
-        table = table.move(first_code)
+        table = table.move(first_code, is_packed=is_packed)
     table.advance(end)
     assert table.outcome() == reference_outcome(events, end=end, session=RULES, **DETECTION)
 

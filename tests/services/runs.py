@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
-import polars as pl
 import psutil
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
+from tests.lakes import rows_of, session_rows
 from tests.rdkafka import CONSUMING, WAIT_S_MAX, Confluent, Pair, create_topic
 from tests.reference import DIMENSIONS, INTS, LogRecord, ReferenceSessions, Result, decode_line, parse_json, partition_of, reference_log
 
@@ -257,7 +257,7 @@ def frames(text: bytes, partitions: int, lines: Sequence[int]) -> Iterator[tuple
 
 # --- what must come out --------------------------------------------------------------------------------------------------
 def expected_of(log: Mapping[int, Sequence[LogRecord]], *, idle_ms: int, **options: Any) -> Result:
-    """Of a run that read all of ``log`` and was ended after ``idle_ms`` of silence at least, with what was open closed as ``open``.
+    """Of a run that read all of ``log`` and was ended after ``idle_ms`` of silence at least. What is open then stays open, for the next run.
 
     ``idle_ms`` is behind every timer that may have fired: the result is the same however much longer the run took.
     """
@@ -269,7 +269,6 @@ def expected_of(log: Mapping[int, Sequence[LogRecord]], *, idle_ms: int, **optio
     result.alerts, result.sessions = [], []
     for table in tables.values():
         table.advance(end)
-        table.close_all()
         result.alerts += table.alerts
         result.sessions += table.sessions
     return result
@@ -280,12 +279,9 @@ def assert_alerts(found: Rows, expected: Result) -> None:
     assert by(found, "alert_id") == by(wanted, "alert_id")
 
 
-def assert_sessions(folder: Path, expected: Result) -> None:
+def assert_sessions(lake: Path, expected: Result) -> None:
     identity = ("device_id", "session_id", "start_ts", "end_ts", "events", "duplicates", "end_reason")
-    files = sorted(folder.glob("*.parquet"))
-    found = [row for path in files for row in pl.read_parquet(path).to_dicts()]
-    assert by(found, *identity) == by(expected.sessions, *identity)
-    assert sorted(path.name for path in folder.iterdir()) == [path.name for path in files]
+    assert by(session_rows(lake), *identity) == by(expected.sessions, *identity)
 
 
 def assert_letters(found: Rows, expected: Result) -> None:
@@ -302,7 +298,7 @@ def letters_in(folder: Path) -> Rows:
 def assert_lake(lake: Path, expected: Result) -> None:
     """Each accepted event once, as it was sent, where it lies in the log."""
     rows = sorted(expected.rows, key=lambda row: (row["partition"], row["offset"], row["line"]))
-    found = pl.read_parquet(lake / "**/*.parquet", hive_partitioning=False).sort("partition", "offset", "line")
+    found = rows_of(lake).sort("partition", "offset", "line")
     assert found.height == len(rows)
     assert found.select(LAKE_COLUMNS).to_dicts() == [{name: row[name] for name in LAKE_COLUMNS} for row in rows]
     assert [None if text is None else parse_json(text) for text in found["extra"]] == [row["extra"] for row in rows]

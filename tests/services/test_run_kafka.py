@@ -15,6 +15,7 @@ from keystone.log.embedded import EmbeddedLog
 from tests import corpus
 from tests.dirty import dirty_text
 from tests.kafka_server import KafkaCluster
+from tests.lakes import rows_of
 from tests.rdkafka import CLIENTS, Codec, Confluent, Independent, leaders
 from tests.reference import LogRecord
 from tests.services import runs
@@ -39,14 +40,14 @@ def assert_all(folder: Path, log: dict[int, list[LogRecord]], alerts: runs.Rows 
     expected = runs.expected_of(log, idle_ms=1_500, grace_ms=600, open_stall_ms=1_000, **options)
     kinds = {(alert["kind"]) for alert in expected.alerts}
     reasons = {letter["reason"] for letter in expected.dead_letters}
-    endings = {session["end_reason"] for session in expected.sessions}
-    assert (len(kinds), len(reasons), len(endings)) == (2, 7, 2), "the log is rich enough to tell"
+    assert (len(kinds), len(reasons)) == (2, 7), "the log is rich enough to tell"
+    assert len(expected.sessions) > 50
     assert sum(row["duplicate"] for row in expected.rows) > 50
     assert sum(row["late"] for row in expected.rows) > 50
     if alerts is not None:
         runs.assert_alerts(alerts, expected)
     runs.assert_letters(letters, expected)
-    runs.assert_sessions(folder / "lake-sessions", expected)
+    runs.assert_sessions(folder / "lake", expected)
     runs.assert_lake(folder / "lake", expected)
     assert runs.assert_report(folder / "report.json", expected)["alerts"] == len(expected.alerts)
 
@@ -123,7 +124,7 @@ def test_every_alert_that_two_simulations_expect_is_sent_once_and_no_other(kafka
     report = json.loads((tmp_path / "report.json").read_bytes())
     assert report["ledger"]["received"] == report["ledger"]["accepted"] == report["ledger"]["lake_rows"] == 60_000
     assert (report["alerts"], report["failures"]) == (truth.height, [])
-    lake = pl.read_parquet(tmp_path / "lake/**/*.parquet", columns=["partition", "offset", "line"], hive_partitioning=False)
+    lake = rows_of(tmp_path / "lake").select("partition", "offset", "line")
     assert lake.n_unique() == lake.height == 60_000
 
 
@@ -158,7 +159,7 @@ def test_partitions_that_a_topic_gains_are_read_from_their_start(kafka: KafkaClu
     if kills:  # said twice at worst: who reads them knows them by their place
         letters = list({(row["partition"], row["offset"], row["line"]): row for row in letters}.values())
     runs.assert_letters(letters, expected)
-    runs.assert_sessions(tmp_path / "lake-sessions", expected)
+    runs.assert_sessions(tmp_path / "lake", expected)
     runs.assert_lake(tmp_path / "lake", expected)
     report = runs.assert_report(tmp_path / "report.json", expected)
     assert report["restarts"] == kills

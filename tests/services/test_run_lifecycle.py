@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import closing
@@ -16,6 +17,7 @@ import pytest
 from keystone.log.embedded import EmbeddedLog
 from tests.dirty import dirty_text
 from tests.kafka_server import KafkaCluster
+from tests.lakes import rows_of
 from tests.rdkafka import Confluent
 from tests.services import runs
 from tests.services.runs import QUICK, Command, Topics
@@ -36,7 +38,7 @@ def append(folder: Path, events: int, device: str) -> None:
         writer.append(b"{")
 
 
-def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twice(tmp_path: Path) -> None:
+def test_a_run_goes_on_where_the_last_one_ended_and_never_writes_an_event_into_a_lake_twice(tmp_path: Path) -> None:
     log, lake = tmp_path / "log", tmp_path / "lake"
     words = ("run", "--log", f"embedded:{log}", "--lake", str(lake), "--no-story", "--report", str(tmp_path / "report.json"), "--until-idle", "2")
     EmbeddedLog.create(log, partitions=2, segment_bytes=1 << 20, retention_bytes=4 << 20).close()
@@ -50,27 +52,45 @@ def test_a_run_begins_where_it_is_told_and_never_writes_an_event_into_a_lake_twi
     assert report.keys() >= REPORTED
     assert (report["log"], report["partitions"]) == (f"embedded:{log}", 2)
     assert (report["start_offsets"], report["next_offsets"]) == ({"0": 0, "1": 0}, {"0": 0, "1": 31})
-    assert (report["lake_rows"], report["session_rows"], report["dead_letters"]) == (30, 30, {"invalid_json": 1})
+    assert (report["lake_rows"], report["session_rows"], report["dead_letters"]) == (30, 0, {"invalid_json": 1}), "sessions are open"
     assert report["latency_ms"]["detect"]["count"] == 0
     assert report["config"]["session"]["timeout_ms"] == 90_000
 
-    again = runs.command(*words)
-    assert (again.status, again.out, again.err.count("\n")) == (2, "", 1)
-    assert "holds events of partition 1 up to offset 29" in again.err
+    for begin in ("earliest", "latest"):
+        refused = runs.command(*words, "--from", begin)
+        assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert "goes on by --from checkpoint" in refused.err
+    shutil.move(tmp_path / "lake-state", tmp_path / "elsewhere")
+    refused = runs.command(*words)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "whose state is not where --state says" in refused.err
 
-    with Command(*words, "--from", "latest") as later:
-        later.wait_for("(?m)^reading ")
-        append(log, 5, "after")
-        assert later.end() == 0, later.err
-        assert "6 events received" in later.out
-    assert json.loads((tmp_path / "report.json").read_bytes())["start_offsets"] == {"0": 0, "1": 31}
-    rows = pl.read_parquet(lake / "**/*.parquet", columns=["device_id", "offset"], hive_partitioning=False).sort("offset")
+    append(log, 5, "after")
+    later = runs.command(*words, "--state", str(tmp_path / "elsewhere"), "--session-actors", "2")
+    assert later.status == 0, later.err
+    assert "6 events received" in later.out
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert (report["next_offsets"], report["ledger"]["received"], report["lake_rows"]) == ({"0": 0, "1": 37}, 6, 5)
+    rows = rows_of(lake).sort("offset")
     assert rows["device_id"].to_list() == ["before"] * 30 + ["after"] * 5
     assert rows["offset"].to_list() == [*range(30), *range(31, 36)]
-    sessions = pl.read_parquet(tmp_path / "lake-sessions" / "*.parquet")["device_id"].to_list()
-    assert sorted(sessions) == ["after"] * 5 + ["before"] * 30, "those of the earlier run are kept"
     letters = runs.letters_in(tmp_path / "lake-dead-letters")
     assert sorted(letter["offset"] for letter in letters) == [30, 36]
+
+
+def test_a_run_from_the_end_passes_over_what_is_there(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    EmbeddedLog.create(log, partitions=2, segment_bytes=1 << 20, retention_bytes=4 << 20).close()
+    append(log, 30, "before")
+    words = ("run", "--log", f"embedded:{log}", "--lake", str(tmp_path / "lake"), "--lake-format", "parquet", "--no-story", "--until-idle", "2")
+    with Command(*words, "--from", "latest") as run:
+        run.wait_for("(?m)^reading ")
+        append(log, 5, "after")
+        assert run.end() == 0, run.err
+        assert "6 events received" in run.out
+    plain = pl.read_parquet(tmp_path / "lake" / "**" / "*.parquet", hive_partitioning=False)
+    assert (plain["device_id"].to_list(), plain["offset"].to_list()) == (["after"] * 5, [*range(31, 36)])
+    assert not list((tmp_path / ".lake.staging").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize("wait_s", [0.3, 2.0], ids=["as it begins", "as Ray begins"])
@@ -106,9 +126,8 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
             Confluent().produce(topics.servers, topics.name, runs.singles(part, None))
             time.sleep(0.7)  # files of the lake come into place, alerts into the topic
         assert topics.alerts()
-        assert list((tmp_path / "lake").glob("**/*.parquet"))
         actors = run.session_actors()
-        assert len(actors) == 2
+        assert len(actors) == 3
         os.kill(actors[0].pid, signal.SIGKILL)
         Confluent().produce(topics.servers, topics.name, runs.singles(parts[2], None))
         psutil.wait_procs(actors[:1], timeout=10)
@@ -118,7 +137,7 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
         assert "died and was restarted" in run.err
     expected = runs.expected_of(topics.log(), idle_ms=5_000, grace_ms=600, open_stall_ms=1_000)
     runs.assert_alerts(topics.alerts(), expected)
-    runs.assert_sessions(tmp_path / "lake-sessions", expected)
+    runs.assert_sessions(tmp_path / "lake", expected)
     runs.assert_lake(tmp_path / "lake", expected)
     letters = {(row["partition"], row["offset"], row["line"]): row for row in topics.letters()}
     runs.assert_letters(list(letters.values()), expected)  # said twice at worst: who reads them knows them by their place

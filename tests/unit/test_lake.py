@@ -6,6 +6,7 @@ import random
 import threading
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -370,6 +371,34 @@ def test_writers_that_come_and_go_share_a_directory(tmp_path):
     assert first.close() == 1
     assert len(read(tmp_path / "lake")) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["lake"]
+
+
+def test_a_directory_that_goes_between_two_looks_is_made_again(tmp_path, monkeypatch):
+    """Another writer that is done removes it, when it is empty: after our mkdir found it, and before we look whether it is one."""
+    writing = tmp_path / ".lake.writing"
+    dictionaries = ToyDictionaries()
+    writer = LakeWriter(tmp_path / "lake", LakeConfig())
+    mkdir, is_dir = Path.mkdir, Path.is_dir
+    looks = []
+
+    def goes_meanwhile(path, *args, **kwargs):
+        if path == writing and not looks:
+            looks.append(path)
+            monkeypatch.setattr(Path, "is_dir", lambda path: path != writing and is_dir(path))
+            try:
+                mkdir(path, *args, **kwargs)
+            finally:
+                path.rmdir()
+                monkeypatch.setattr(Path, "is_dir", is_dir)
+        else:
+            mkdir(path, *args, **kwargs)
+
+    writing.mkdir(exist_ok=True)
+    monkeypatch.setattr(Path, "mkdir", goes_meanwhile)
+    writer.append(batch_of([row()], dictionaries), dictionaries)
+    assert writer.close() == 1
+    assert looks == [writing]
+    assert len(read(tmp_path / "lake")) == 1
 
 
 def test_an_empty_batch_and_an_empty_lake(tmp_path):

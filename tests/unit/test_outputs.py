@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +17,12 @@ from hypothesis import strategies as st
 
 from keystone.actors import outputs
 from keystone.actors.outputs import Delivery, LocalOutput, OutputSpec, TopicOutput, open_output
-from keystone.actors.trail import AlertTrail, alerts_path, moments_path, read_moments
+from keystone.actors.trail import alerts_path, moments_path, read_moments, trail_name, trail_names
 from keystone.config import KafkaConfig
 from keystone.errors import RecordTooLarge
 from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
 from keystone.sinks import kafka
 from keystone.sinks.kafka import Item, TopicSink, action_record, dead_letter_headers
-from keystone.sinks.ndjson import DeadLetterFile
 from tests.reference import partition_of
 
 APPENDED_MS = 1_790_000_000_000
@@ -45,39 +46,75 @@ def offsets(finished: Iterable[Delivery]) -> list[int]:
 
 
 # --- of this machine ----------------------------------------------------------------------------------------------------------
+def local_output(tmp_path: Path, epoch: int) -> LocalOutput:
+    """Of the owner of partition 5 in that epoch."""
+    spec = OutputSpec(dead_letters_dir=str(tmp_path / "letters"), files="x-")
+    output = open_output(spec, KafkaConfig(), name="a", work_dir=tmp_path)
+    assert isinstance(output, LocalOutput)
+    output.own({5: epoch}, [])
+    return output
+
+
+def said_in(tmp_path: Path) -> list[str]:
+    return [json.loads(line)["device_id"] for name in trail_names(tmp_path, 5) for line in alerts_path(tmp_path, name).read_bytes().splitlines()]
+
+
+def letters_in(tmp_path: Path) -> list[tuple[int, int]]:
+    rows = [json.loads(line) for path in sorted((tmp_path / "letters").glob("x-*.ndjson")) for line in path.read_bytes().splitlines()]
+    assert all((row["partition"], base64.b64decode(row["raw"])) == (5, b"{") for row in rows)
+    return [(row["offset"], row["line"]) for row in rows]
+
+
 def test_files_are_written_when_send_returns(tmp_path: Path) -> None:
-    output = LocalOutput(AlertTrail(tmp_path, "a"), DeadLetterFile(tmp_path / "letters" / "a.ndjson", per_line=False))
+    output = local_output(tmp_path, 1)
     output.send(delivery(1, alert(1), alert(2), letters=[letter(0)]))
     output.send(delivery(2))
-    said = [json.loads(line)["alert_id"] for line in alerts_path(tmp_path, "a").read_bytes().splitlines()]
-    assert said == [alert(1).alert_id, alert(2).alert_id]
-    [row] = [json.loads(line) for line in (tmp_path / "letters" / "a.ndjson").read_bytes().splitlines()]
-    assert (row["partition"], row["offset"], row["line"], base64.b64decode(row["raw"])) == (5, 0, 2, b"{")
+    assert said_in(tmp_path) == ["d-1", "d-2"]
+    assert letters_in(tmp_path) == [(0, 2)]
     assert output.pending() == 2
     first, second = output.finished()
     assert (first.next_offset, second.next_offset) == (1, 2)
     assert len(first.visible_ms) == 2
     assert (output.alerts, output.detect.count, output.pending()) == (2, 2, 0)
-    assert output.close()
+    assert output.flush()
+    output.close()
 
 
 def test_without_files_alerts_are_counted_and_timed(tmp_path: Path) -> None:
-    output = open_output(OutputSpec(trail=False), KafkaConfig(), name="a", files="a", work_dir=tmp_path, is_again=False)
+    output = open_output(OutputSpec(trail=False), KafkaConfig(), name="a", work_dir=tmp_path)
+    output.own({5: 1}, [])
     output.send(delivery(1, alert(1), letters=[letter(0)]))
     assert offsets(output.finished()) == [1]
     assert (output.alerts, output.detect.count) == (1, 1)
-    assert output.close()
+    output.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_successor_writes_dead_letters_anew(tmp_path: Path) -> None:
-    """It reads again from where the run began, so what its predecessor wrote comes again."""
-    spec = OutputSpec(trail=False, dead_letters_dir=str(tmp_path / "letters"))
-    for is_again in (False, True):
-        output = open_output(spec, KafkaConfig(), name="a", files="a", work_dir=tmp_path, is_again=is_again)
-        output.send(delivery(1, letters=[letter(0), letter(1)]))
-        assert output.close()
-    assert len((tmp_path / "letters" / "a.ndjson").read_bytes().splitlines()) == 2
+@pytest.mark.parametrize("torn_bytes", [0, 3])
+def test_an_owner_says_and_writes_what_earlier_ones_have_not(tmp_path: Path, torn_bytes: int) -> None:
+    """It reads again from the last checkpoint on; the last line of one that died may be torn."""
+    first = local_output(tmp_path, 1)
+    first.send(delivery(1, alert(1), alert(2), letters=[letter(0), letter(1)]))
+    first.close()
+    for path in (alerts_path(tmp_path, trail_name(5, 1)), tmp_path / "letters" / "x-p00005-e00000001.ndjson"):
+        os.truncate(path, path.stat().st_size - torn_bytes)
+    second = local_output(tmp_path, 2)
+    second.send(delivery(3, alert(1), alert(2), alert(3), letters=[letter(0), letter(1), letter(2)]))
+    second.close()
+    assert said_in(tmp_path) == ["d-1", "d-2", "d-3"]
+    assert letters_in(tmp_path) == [(0, 2), (1, 2), (2, 2)]
+    assert second.alerts == (2 if torn_bytes else 1)
+
+
+def test_what_was_let_go_of_is_taken_up_elsewhere(tmp_path: Path) -> None:
+    first = local_output(tmp_path, 1)
+    first.send(delivery(1, alert(1), letters=[letter(0)]))
+    first.disown(5)
+    second = local_output(tmp_path, 2)
+    second.send(delivery(1, alert(1), letters=[letter(0)]))
+    assert (said_in(tmp_path), letters_in(tmp_path)) == (["d-1"], [(0, 2)])
+    first.close()
+    second.close()
 
 
 # --- topics: the output -----------------------------------------------------------------------------------------------------
@@ -101,13 +138,22 @@ class Sink:
     def wait(self, items: Sequence[Item], *, wait_s: float) -> bool:
         return all(item.state != "pending" for item in items)
 
+    def end_offsets(self) -> dict[int, int]:
+        return {0: 70, 1: 80}
+
+    def said_from(self, offsets: dict[int, int]) -> set[str]:
+        self.asked = offsets
+        return {alert(1).alert_id, alert(3).alert_id}
+
     def close(self) -> None:
         self.is_closed = True
 
 
-def topic_output(trail: AlertTrail | None = None, said: frozenset[str] = frozenset()) -> tuple[TopicOutput, Any]:
+def topic_output(trail_dir: Path | None = None, epoch: int = 1, marks: Sequence[Mapping[str, Any]] = ({},)) -> tuple[TopicOutput, Any]:
     sink = Sink()
-    return TopicOutput(sink, trail, said), sink  # type: ignore[arg-type]
+    output = TopicOutput(sink, trail_dir, {0: 7, 1: 8})  # type: ignore[arg-type]
+    output.own({5: epoch}, marks)
+    return output, sink
 
 
 def test_a_delivery_is_finished_when_all_of_it_and_all_before_it_is_there() -> None:
@@ -160,7 +206,9 @@ def test_what_failed_or_is_unknown_is_mended_and_the_rest_is_left_alone(monkeypa
 
 
 def test_what_a_predecessor_said_is_not_said_again() -> None:
-    output, sink = topic_output(said=frozenset([alert(1).alert_id, alert(3).alert_id]))
+    marks: list[dict[str, Any]] = [{"actions": {"0": 50, "1": 60}}, {"actions": {"0": 40}}]
+    output, sink = topic_output(epoch=2, marks=marks)
+    assert sink.asked == {0: 40, 1: 0}, "a partition that was not there then is read whole"
     output.send(delivery(1, alert(1), alert(2), letters=[letter(0)]))
     output.send(delivery(2, alert(3)))
     assert [item.what for item in sink.items] == [alert(2), letter(0)]
@@ -170,14 +218,28 @@ def test_what_a_predecessor_said_is_not_said_again() -> None:
     assert (first.alerts, len(first.visible_ms), second.alerts) == ([alert(2)], 1, [])
 
 
+def test_an_owner_before_whom_nobody_was_reads_nothing_and_one_without_a_checkpoint_from_where_the_run_began() -> None:
+    assert not hasattr(topic_output(epoch=1)[1], "asked")
+    assert topic_output(epoch=2, marks=[{}])[1].asked == {0: 7, 1: 8}
+
+
+def test_marks_are_ends_that_were_asked_before() -> None:
+    output, _ = topic_output()
+    assert output.marks() in [{"actions": {"0": 7, "1": 8}}, {"actions": {"0": 70, "1": 80}}], "the answer is not waited for"
+    until = time.monotonic() + 10
+    while output.marks() != {"actions": {"0": 70, "1": 80}}:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_a_trail_is_told_when_each_alert_became_visible(tmp_path: Path) -> None:
-    output, sink = topic_output(AlertTrail(tmp_path, "a"))
+    output, sink = topic_output(tmp_path)
     output.send(delivery(1, alert(1), alert(2)))
     sink.end(0, at_ms=APPENDED_MS + 10.0)
     sink.end(1, at_ms=APPENDED_MS + 20.0)
     assert offsets(output.finished()) == [1]
-    assert output.close()
-    moments = read_moments(moments_path(tmp_path, "a"))
+    output.close()
+    moments = read_moments(moments_path(tmp_path, trail_name(5, 1)))
     assert moments["visible"].to_list() == [APPENDED_MS + 10.0, APPENDED_MS + 20.0]
 
 
@@ -189,8 +251,10 @@ def test_an_end_waits_for_what_is_under_way_but_not_for_ever(monkeypatch: pytest
     output.send(delivery(2, alert(2)))
     sink.end(0)
     sink.end(1, state)
-    assert not output.close()
+    assert not output.flush()
+    assert offsets(output.finished()) == [1]
     assert output.pending() == 1
+    output.close()
     assert sink.is_closed
 
 

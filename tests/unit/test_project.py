@@ -20,7 +20,16 @@ import keystone
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements.txt")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/glossary.md", "docs/operations.md", "benchmarks/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/glossary.md",
+    "docs/lake.md",
+    "docs/operations.md",
+    "benchmarks/README.md",
+)
 PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 
 

@@ -66,6 +66,11 @@ class KafkaLog:
             self.has_append_time = found.get("message.timestamp.type") == "LogAppendTime"
             self.message_bytes_max = int(found.get("max.message.bytes") or DEFAULT_MESSAGE_BYTES)
 
+    @property
+    def log_id(self) -> str:
+        """See ``Log.log_id``. Old brokers give a topic no id; then it is known by its name alone."""
+        return f"kafka {self.topic} {self.topic_id or ''}".rstrip()
+
     def know_topic(self) -> None:
         """Look at the topic anew: its id and its partitions."""
         found = self.client.topic(self.topic)
@@ -149,6 +154,10 @@ class KafkaLog:
     def end_offsets(self) -> dict[int, int]:
         """Of every partition."""
         return self.client.offsets(self.topic, range(self.partitions), LATEST)
+
+    def offsets_at(self, append_ts_ms: int) -> dict[int, int]:
+        """Of every partition: its first record that was appended then or later; the end, where there is none."""
+        return self.client.offsets(self.topic, range(self.partitions), append_ts_ms)
 
     def lag(self, partition: int) -> int:
         """Events behind what this object's reader of ``partition`` reported, as of its last fetch: records times what they hold."""

@@ -1,0 +1,223 @@
+"""From a state taken in the loop to a checkpoint in the store, in the background: the stream goes on meanwhile.
+
+A checkpoint is written when everything before it is where it belongs: files of the lake in place, alerts visible, dead letters
+delivered. Only when it is durable may the log forget what is before it, and the committer take the files that it names.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from keystone.checkpoint import Checkpoint, Checkpoints
+from keystone.errors import StoreUnavailable
+from keystone.events import Alert
+from keystone.logs import get
+from keystone.mappings import Room
+from keystone.segments import DataFile, Segment
+from keystone.session_records import SESSION_SCHEMA
+from keystone.session_snapshot import packed
+from keystone.sinks.iceberg.columns import ALERT_SCHEMA, alert_table
+from keystone.sinks.lake import table_file_name
+from keystone.sinks.lake_thread import Cut
+from keystone.sinks.session_file import Records, SessionFile
+
+RETRY_EVERY_S: Final = 1.0  # where the store or the disk takes nothing now
+CUT_LOOK_S: Final = 0.5  # between two looks whether the lake has failed while we wait for its files
+
+log = get(__name__)
+
+
+class SideFile(Protocol):
+    """A file of session records or alerts, in place once it is closed (``sinks.session_file.SessionFile``)."""
+
+    path: Path
+
+    def write(self, records: Records) -> int: ...
+    def close(self) -> int: ...
+    def abort(self) -> None: ...
+    def size_bytes(self) -> int: ...
+
+
+class SideFiles:
+    """Where the session records and alerts of segments are written, in the directory of a lake."""
+
+    def __init__(self, lake_dir: Path) -> None:
+        self.lake_dir = lake_dir
+
+    def open(self, table: str, segment: Segment) -> SideFile:
+        """A new file of that table ("sessions" or "alerts")."""
+        return SessionFile(self.path(table, segment), SESSION_SCHEMA if table == "sessions" else ALERT_SCHEMA, is_synced=True)
+
+    def path(self, table: str, segment: Segment) -> Path:
+        """No two segments, and no two owners, have the same."""
+        span = segment.partition, segment.first_offset, max(segment.first_offset, segment.next_offset - 1)
+        return self.lake_dir / "data" / table / table_file_name(*span, segment.epoch, segment.sequence, log_number=segment.log_number)
+
+
+@dataclass(slots=True)
+class Taken:
+    """A partition at the end of a step. ``checkpoint`` lacks only this step's segment; ``needs``: deliveries that must be done before."""
+
+    checkpoint: Checkpoint
+    segment: Segment
+    generation: int
+    needs: int
+    room: Room  # that the state was copied into: free again once it is durable
+    room_bytes: Callable[[], int]  # that the next copy may need
+    cut: Cut | None = None
+    sessions: SideFile | None = None
+    alerts: Sequence[Alert] = ()
+    began_s: float = field(default_factory=time.monotonic)
+    pause_s: float = 0.0
+    bytes: int = 0
+
+
+class Finishing:
+    """What becomes of what was taken, without thread and clock: ``complete`` once its cut is in place, then ``save`` until it is saved."""
+
+    def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None) -> None:
+        self._checkpoints = checkpoints
+        self._side_files = side_files
+
+    def complete(self, taken: Taken) -> None:
+        """Put the other files into place, and name all of them in the checkpoint."""
+        files = self._files(taken)
+        segment = replace(taken.segment, files=tuple(files))
+        rows = sum(file.rows for file in files if file.table == "events")
+        checkpoint = taken.checkpoint
+        checkpoint.arrays = packed(checkpoint.arrays)
+        checkpoint.segments = (*checkpoint.segments, segment) if self._side_files is not None else ()
+        checkpoint.counters["lake_rows"] = checkpoint.counters.get("lake_rows", 0) + rows
+        taken.segment = segment
+
+    def save(self, taken: Taken) -> None:
+        """Afterwards it is durable, and ours. Raises ``StoreUnavailable`` for the same again, later, and ``Fenced``."""
+        taken.bytes = self._checkpoints.save(taken.checkpoint)
+
+    def _files(self, taken: Taken) -> list[DataFile]:
+        files = []
+        if taken.cut is not None:
+            files += [self._data_file("events", written.path, written.rows, written.bytes, written.day) for written in taken.cut.files]
+        if taken.sessions is not None and self._side_files is not None:
+            taken.sessions.path = self._side_files.path("sessions", taken.segment)  # its end was not known when it was opened
+            files.append(self._close("sessions", taken.sessions))
+        if taken.alerts and self._side_files is not None:
+            file = self._side_files.open("alerts", taken.segment)
+            file.write(_Rows(alert_table(taken.alerts)))
+            files.append(self._close("alerts", file))
+        return files
+
+    def _close(self, table: str, file: SideFile) -> DataFile:
+        rows = file.close()
+        return self._data_file(table, file.path, rows, file.size_bytes(), None)
+
+    def _data_file(self, table: str, path: Path, rows: int, size: int, day: int | None) -> DataFile:
+        assert self._side_files is not None  # noqa: S101 - there are files
+        return DataFile(table, path.relative_to(self._side_files.lake_dir).as_posix(), rows, size, day)
+
+
+class CheckpointThread:
+    """``put`` what was taken, ask ``finished`` for what is durable. Errors that end the owner are raised by the next call of either."""
+
+    def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None, check_lake: Callable[[], None]) -> None:
+        self.cpu_seconds = 0.0
+        self._finishing = Finishing(checkpoints, side_files)
+        self._check_lake = check_lake
+        self._work: deque[Taken] = deque()
+        self._done: deque[Taken] = deque()
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._is_busy = False
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def put(self, taken: Taken) -> None:
+        """At most one of each partition is under way, so what is held is bounded."""
+        self._check()
+        with self._changed:
+            self._work.append(taken)
+            self._changed.notify_all()
+
+    def finished(self) -> Iterator[Taken]:
+        """Those that have become durable since the last call."""
+        self._check()
+        while self._done:
+            yield self._done.popleft()
+
+    def wait(self, wait_s: float) -> bool:
+        """Until everything that was put is durable; False where that takes longer."""
+        with self._changed:
+            is_idle = self._changed.wait_for(lambda: self._error is not None or not (self._work or self._is_busy), wait_s)
+        self._check()
+        return is_idle
+
+    def close(self) -> None:
+        """What is not durable by now will not be. May be repeated."""
+        with self._changed:
+            self._is_stopping = True
+            self._work.clear()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: bool(self._work) or self._is_stopping)
+                if self._is_stopping:
+                    return
+                taken = self._work.popleft()
+                self._is_busy = True
+            try:
+                self._finish(taken)
+            except Exception as error:  # noqa: BLE001 - it ends the owner, in its own thread
+                self._error = error
+            self.cpu_seconds = time.thread_time()
+
+    def _finish(self, taken: Taken) -> None:
+        if not self._is_in_place(taken.cut):
+            return
+        self._finishing.complete(taken)
+        while True:
+            try:
+                self._finishing.save(taken)
+            except StoreUnavailable as error:
+                log.warning("a checkpoint cannot be written: trying again", partition=taken.checkpoint.partition, reason=str(error))
+                if self._is_stopping:
+                    return
+                time.sleep(RETRY_EVERY_S)
+            else:
+                break
+        taken.room.reserve(taken.room_bytes())  # new pages cost 0.2 ms a MB, here where nothing waits for them
+        self._done.append(taken)
+
+    def _is_in_place(self, cut: Cut | None) -> bool:
+        """Wait for the lake's files; False where we are to stop first: then there is no checkpoint."""
+        while cut is not None and not cut.wait(CUT_LOOK_S):
+            self._check_lake()
+            if self._is_stopping:
+                return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    table: pa.Table
+
+    def to_arrow(self) -> pa.Table:
+        return self.table

@@ -1,0 +1,108 @@
+"""Where a lake is: its directory or bucket, and the catalog that knows its tables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from keystone.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+CATALOG_NAME: Final = "keystone"  # PYICEBERG_CATALOG__KEYSTONE__TOKEN and the like are read from the environment
+NAMESPACE: Final = "keystone"
+CATALOG_FILE: Final = "catalog.db"
+UNFINISHED: Final = ".compacting"  # where compaction writes, until a file is whole
+SQLITE_WAIT_S: Final = 30  # for another process's transaction, which takes milliseconds
+_SECRET: Final = re.compile(r"secret|password|token|credential|access-key|private-key|sas", re.IGNORECASE)
+_LOGIN: Final = re.compile(r"://[^/@]*:[^/@]*@")
+_UNSAFE: Final = set("#?%")  # pyiceberg reads paths as URLs, and does not decode them
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """``root``: ``file:///path`` or ``s3://bucket/prefix``, without a slash at the end."""
+
+    root: str
+
+    @property
+    def directory(self) -> Path | None:
+        """None where it is no directory of a file system."""
+        return Path(self.root.removeprefix("file://")) if self.root.startswith("file://") else None
+
+    def url(self, *names: str) -> str:
+        return "/".join((self.root, *names))
+
+    def data(self, table: str) -> str:
+        return self.url("data", table)
+
+    def metadata(self, table: str) -> str:
+        """Not among the data: whoever reads a folder of Parquet files refuses others in it."""
+        return self.url("metadata", table)
+
+    def relative(self, url: str) -> str:
+        """The path within the lake; the URL itself where it is elsewhere."""
+        return url.removeprefix(self.root + "/")
+
+
+def place_of(lake: Path | str) -> Place:
+    """``UsageError`` for what is no place of a lake."""
+    text = str(lake)
+    if "://" in text and not text.startswith("file://"):
+        if not re.fullmatch(r"(s3|s3a|gs)://[^/]+(/.*)?", text):
+            raise UsageError(f"lake {text}: write it as a directory, or s3://BUCKET/PREFIX")
+        return Place(text.rstrip("/"))
+    path = str(Path(text.removeprefix("file://")).absolute())
+    if _UNSAFE & set(path):
+        raise UsageError(f"lake {path}: tables cannot be in a directory with #, ? or % in its name: choose another")
+    return Place("file://" + path)
+
+
+def check_catalog(properties: Mapping[str, str]) -> None:
+    """Settings are read by more people than need secrets. ``UsageError`` names the one that is a secret, not its value."""
+    for name, value in properties.items():
+        if _SECRET.search(name) or _LOGIN.search(value):
+            variable = f"PYICEBERG_CATALOG__{CATALOG_NAME.upper()}__" + name.upper().replace(".", "__").replace("-", "_")
+            raise UsageError(f"lake.catalog: {name} is a secret, or holds one: give it by {variable}")
+
+
+def open_catalog(place: Place, properties: Mapping[str, str], *, is_made: bool) -> Catalog:
+    """The configured catalog, or SQLite in the lake's own directory. ``UsageError`` where there is none, and none is to be made."""
+    check_catalog(properties)
+    common: dict[str, Any] = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **_s3_settings(place)}
+    try:
+        if properties:
+            from pyiceberg.catalog import load_catalog
+
+            return load_catalog(CATALOG_NAME, **{**common, **properties})
+        return _own_catalog(place, common, is_made=is_made)
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"lake {place.root}: its catalog cannot be opened: {reason:.200}") from error
+
+
+def _own_catalog(place: Place, common: Mapping[str, Any], *, is_made: bool) -> Catalog:
+    from keystone.sinks.iceberg.durable import DurableCatalog
+
+    if place.directory is None:
+        raise UsageError(f"lake {place.root}: a bucket needs a catalog: set lake.catalog, such as {{type = 'rest', uri = 'https://...'}}")
+    file = place.directory / CATALOG_FILE
+    if not is_made and not file.exists():
+        raise UsageError(f"lake {place.directory}: there is no {CATALOG_FILE} in it: name the directory that a run was given as --lake")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return DurableCatalog(CATALOG_NAME, uri=f"sqlite:///{file}?timeout={SQLITE_WAIT_S}", warehouse=place.root, **common)
+
+
+def _s3_settings(place: Place) -> dict[str, str]:
+    """What pyarrow does not read from the usual variables by itself."""
+    if not place.root.startswith("s3"):
+        return {}
+    wanted = {"s3.endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "s3.region": ("AWS_REGION", "AWS_DEFAULT_REGION")}
+    return {name: os.environ[v] for name, variables in wanted.items() for v in reversed(variables) if v in os.environ}

@@ -1,0 +1,110 @@
+"""A disk that is full, or a process without file descriptors: what is written waits, nothing is torn, and it goes on by itself."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from keystone.config import LakeConfig
+from keystone.errors import SinkBusy, SinkError
+from keystone.sinks import lake_thread
+from keystone.sinks.lake import LakeWriter
+from keystone.sinks.lake_files import ParquetFile
+from tests.lake_batches import ToyDictionaries, batch_of, random_rows
+
+CONFIG = LakeConfig(row_group_rows=200, queue_bytes_max=20_000)
+
+
+class Disk:
+    """Takes only the first half of what is written, and refuses the rest, while it ``is_full``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        self.is_full, self.refused = False, 0
+        disk, usual = self, ParquetFile._open
+
+        class Half(io.FileIO):
+            def write(self, text: Any, /) -> int:
+                if not disk.is_full:
+                    return super().write(text)
+                disk.refused += 1
+                super().write(text[: len(text) // 2])
+                raise OSError(number, os.strerror(number), str(self.name))
+
+        def open_(file: ParquetFile) -> io.FileIO:
+            usual(file).close()
+            return Half(file.path, "r+b")
+
+        monkeypatch.setattr(ParquetFile, "_open", open_)
+        monkeypatch.setattr(lake_thread, "ROOM_EVERY_S", 0.01)
+        monkeypatch.setattr(lake_thread, "IDLE_LOOK_S", 0.02)
+
+
+def until(claim: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize("written_before", [0, 300])
+def test_what_has_no_room_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, written_before: int) -> None:
+    disk = Disk(monkeypatch, number)
+    rows, dictionaries = random_rows(600, seed=1), ToyDictionaries()
+    lake = LakeWriter(tmp_path / "lake", CONFIG, is_table=True)
+    partition = rows[0]["partition"]
+    rows = [row for row in rows if row["partition"] == partition]
+    lake.own(partition, 1, 0)
+    for part in (rows[: min(written_before, len(rows) // 2)], rows[min(written_before, len(rows) // 2) :]):
+        if part:
+            lake.append(batch_of(part, dictionaries), dictionaries)
+            lake.end_step(0)
+            lake._thread.wait_until_idle()
+        disk.is_full = True
+    cut = lake.cut(partition)
+    until(lambda: disk.refused >= 3)
+    assert not lake.has_room()
+    assert not cut.wait(0.05)
+    with pytest.raises(SinkBusy, match="no room"):
+        lake.flush()
+    assert not list((tmp_path / "lake").rglob("*.parquet")), "nothing half done is in place"
+    disk.is_full = False
+    assert cut.wait(20)
+    assert lake.has_room()
+    found = [row for file in cut.files for row in pq.ParquetFile(file.path).read().to_pylist()]
+    assert sorted((row["offset"], row["line"]) for row in found) == sorted((row["offset"], row["line"]) for row in rows)
+    assert lake.close() == len(rows)
+
+
+def test_an_end_does_not_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, errno.ENOSPC)
+    rows, dictionaries = random_rows(50, seed=2), ToyDictionaries()
+    lake = LakeWriter(tmp_path / "lake", CONFIG, is_table=True)
+    disk.is_full = True
+    lake.append(batch_of(rows, dictionaries), dictionaries)
+    lake.cut(rows[0]["partition"])
+    until(lambda: disk.refused)
+    began_s = time.monotonic()
+    with pytest.raises(SinkError):
+        lake.close()
+    assert time.monotonic() - began_s < 10
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_lake_of_files_alone_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay has somebody who waits for it."""
+    disk = Disk(monkeypatch, errno.ENOSPC)
+    dictionaries = ToyDictionaries()
+    lake = LakeWriter(tmp_path / "lake", CONFIG)
+    disk.is_full = True
+    lake.append(batch_of(random_rows(50, seed=3), dictionaries), dictionaries)
+    with pytest.raises(SinkError, match="free room there"):
+        lake.close()
