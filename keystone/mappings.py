@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT: Final = 64  # of each copy in a room: a cache line
-HEADROOM: Final = 1.25  # of a room that is made anew: tables grow, and its pages cost ten times what copying into them does
+HEADROOM: Final = 1.5  # of a room that is made anew: tables grow, and its pages cost ten times what copying into them does
 
 
 class Mapping:
@@ -46,7 +46,7 @@ class Room:
         self.reserve(size_bytes)
 
     def reserve(self, size_bytes: int) -> None:
-        """Have that much, and a quarter more, every page of it touched. What was copied here before is forgotten.
+        """Have that much; where it is made anew half as much more, every page of it touched. What was copied here before is forgotten.
 
         Costs up to 2 ms a MB on a virtual machine: for a thread that nobody waits for, before the stream has to stand still.
         """
@@ -65,6 +65,21 @@ class Room:
             np.copyto(copies[name], array)
             at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         return copies
+
+
+class Rooms:
+    """Rooms that several tables take turns in: as many as are in use at once. For one thread."""
+
+    def __init__(self) -> None:
+        self._free: list[Room] = []
+
+    def take(self) -> Room:
+        """The one that was given back last, or a new one."""
+        return self._free.pop() if self._free else Room()
+
+    def give_back(self, room: Room) -> None:
+        """Nobody reads what is in it any more."""
+        self._free.append(room)
 
 
 def _anonymous(size_bytes: int) -> mmap.mmap:

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import mmap
 import os
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +24,9 @@ Buffer = bytes | bytearray | memoryview  # one-dimensional, of bytes
 
 UNFINISHED: Final = ".unfinished-"  # how files begin that are being written, or were when their writer was killed
 WRITE_PARTS_MAX: Final = 512  # buffers of one system call; Linux takes 1,024
+DIRECT_BYTES_MIN: Final = 1 << 20  # of an object that goes around the page cache: below, waiting for the disk costs more than copying
+DIRECT_BUFFER_BYTES: Final = 4 << 20  # written at once then
+DIRECT_ALIGNMENT: Final = 4096  # of offset, size and memory: a block of nearly every disk; where one wants more, the cache it is
 
 
 class Store(Protocol):
@@ -84,6 +89,7 @@ class DirectoryStore:
     def __init__(self, path: str | Path, *, fsync: bool = True) -> None:
         self.root = Path(path).absolute()
         self._fsync = fsync
+        self._direct = _DirectWrites()
         self._numbers = itertools.count()
         self._process = secrets.token_hex(8)  # process ids repeat, in containers at once
         with self._translated(""):
@@ -158,7 +164,7 @@ class DirectoryStore:
         file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            _write_all(file, parts)
+            _write_all(file, self._direct.write(file, parts))
             if self._fsync:
                 os.fsync(file)
             if is_new:
@@ -207,6 +213,81 @@ def _raise_unless_gone(error: OSError) -> None:
     """What cannot be listed must not look empty."""
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+class _DirectWrites:
+    """Writes around the page cache, which has no use for a checkpoint: nobody reads it unless somebody dies.
+
+    160 MB cost 15 ms of CPU so; through the cache 40 ms where its pages were in use before, and 400 ms where they are new
+    to a virtual machine.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buffer: mmap.mmap | None = None
+
+    def write(self, file: int, parts: Sequence[Buffer]) -> list[memoryview]:
+        """Write whole blocks of what ``parts`` hold; what is left is the caller's. All of it, where it is little or the file system refuses."""
+        left = [memoryview(part) for part in parts if len(part)]
+        flag = getattr(os, "O_DIRECT", 0)
+        if not flag or sum(len(part) for part in left) < DIRECT_BYTES_MIN or not self._lock.acquire(blocking=False):
+            return left
+        try:
+            flags = fcntl.fcntl(file, fcntl.F_GETFL)
+            try:
+                fcntl.fcntl(file, fcntl.F_SETFL, flags | flag)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return left
+            try:
+                return self._write_blocks(file, left)
+            finally:
+                fcntl.fcntl(file, fcntl.F_SETFL, flags)
+        finally:
+            self._lock.release()
+
+    def _write_blocks(self, file: int, left: list[memoryview]) -> list[memoryview]:
+        if self._buffer is None:
+            self._buffer = mmap.mmap(-1, DIRECT_BUFFER_BYTES)
+        buffer = memoryview(self._buffer)
+        while True:
+            filled, behind = _fill(buffer, left)
+            whole = filled // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
+            if not whole:
+                return left
+            try:
+                written = os.write(file, buffer[:whole])
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return left
+            if written < filled:  # the end of everything, or a disk that has no room for more
+                behind = _without(left, written)
+                if written % DIRECT_ALIGNMENT:
+                    return behind
+            left = behind
+
+
+def _fill(buffer: memoryview, parts: Sequence[memoryview]) -> tuple[int, list[memoryview]]:
+    """Copy what fits of the parts into the buffer; its bytes, and what did not fit."""
+    at = 0
+    for place, part in enumerate(parts):
+        fitting = part[: len(buffer) - at]
+        np.copyto(np.frombuffer(buffer, np.uint8)[at : at + len(fitting)], np.frombuffer(fitting, np.uint8))  # other threads run meanwhile
+        at += len(fitting)
+        if len(fitting) < len(part):
+            return at, [part[len(fitting) :], *parts[place + 1 :]]
+    return at, []
+
+
+def _without(parts: Sequence[memoryview], size: int) -> list[memoryview]:
+    """The parts behind their first ``size`` bytes."""
+    for place, part in enumerate(parts):
+        if size < len(part):
+            return [part[size:], *parts[place + 1 :]]
+        size -= len(part)
+    return []
 
 
 def _write_all(file: int, parts: Sequence[Buffer]) -> None:

@@ -15,10 +15,12 @@ from keystone.mappings import Room
 from keystone.metrics import Ledger
 from keystone.pipeline import PartitionPipeline, StepResult
 from keystone.segments import Segment
+from keystone.session_records import SessionRecords
 from keystone.sinks.lake_thread import Cut
 
-ROOM_GROWTH_PERCENT: Final = 150  # of the state's present size
+ROOM_GROWTH_PERCENT: Final = 110  # of the state's present size: a room is made anew, with much more, where it is less
 SESSION_BYTES: Final = 130  # of a session's state
+CLOSED_HELD_MAX: Final = 4096  # closed sessions written at once: a table costs 1-3 ms however few they are
 GAPS_KEPT_MAX: Final = 100  # that are listed; all are counted
 
 
@@ -96,9 +98,10 @@ class Owned:
     due_s: float = 0.0  # of the next checkpoint
     taken: Taken | None = None  # until it is durable
     is_put: bool = False  # ... and in the hands of the thread
-    room: Room | None = None  # of the last copy, not in use now
     alerts: list[Alert] = field(default_factory=list)  # since the last checkpoint was taken
+    side_files: SideFiles | None = None  # where the segment's sessions and alerts go
     sessions: SideFile | None = None
+    closed: SessionRecords | None = None  # sessions that are not in that file yet
     sent: int = 0
     done: int = 0
     bytes_since: int = 0  # read since the last checkpoint was taken
@@ -134,22 +137,31 @@ class Owned:
         position = self.reader.position()
         return Segment(self.partition, self.epoch, self.first_offset, position, self.pipeline.log_time_ms, self.segment_sequence, (), self.log_number)
 
-    def keep(self, result: StepResult, side_files: SideFiles) -> None:
+    def keep(self, result: StepResult) -> None:
         """Alerts and closed sessions for the segment under way."""
+        self.totals.session_rows += sum(closed.rows for closed in result.sessions)
         if self.echo is not None:
-            self.totals.session_rows += sum(closed.rows for closed in result.sessions)
             return
         self.alerts += result.alerts
         for closed in result.sessions:
-            if self.sessions is None:
-                self.sessions = side_files.open("sessions", self.next_segment())
-            self.totals.session_rows += self.sessions.write(closed)
+            if self.closed is not None and (closed.dictionaries is not self.closed.dictionaries or self.closed.rows >= CLOSED_HELD_MAX):
+                self._write_closed()
+            if self.closed is None:
+                self.closed = SessionRecords(closed.dictionaries)
+            self.closed.extend(closed)
 
-    def take(self, lake: Cutting | None, outputs: Mapping[str, Any]) -> Taken:
-        """Everything as it is now, between two steps, for a checkpoint. The loop stands still meanwhile."""
+    def _write_closed(self) -> None:
+        if self.closed is not None and self.side_files is not None:
+            if self.sessions is None:
+                self.sessions = self.side_files.open("sessions", self.next_segment())
+            self.sessions.write(self.closed)
+            self.closed = None
+
+    def take(self, lake: Cutting | None, outputs: Mapping[str, Any], room: Room) -> Taken:
+        """Everything as it is now, between two steps, for a checkpoint: a copy in ``room``. The loop stands still meanwhile."""
         began_s = time.monotonic()
+        self._write_closed()
         segment = self.next_segment()
-        room, self.room = self.room or Room(), None
         arrays = self.pipeline.snapshot(room)
         checkpoint = Checkpoint(
             partition=self.partition, epoch=self.epoch, sequence=self.checkpoint_sequence, next_offset=segment.next_offset,
@@ -177,7 +189,6 @@ class Owned:
         """What was taken is in the store: the log may forget what is before it."""
         self.segments = tuple(s for s in taken.checkpoint.segments if s.sequence >= self.committed)
         self.totals.lake_rows = taken.checkpoint.counters["lake_rows"]
-        self.room = taken.room
         self.outputs = taken.checkpoint.counters["outputs"]
         self.saved = (taken.checkpoint.next_offset, taken.checkpoint.log_time_ms)
         self.taken = None

@@ -30,6 +30,7 @@ from keystone.errors import LogRecreated, LogUnreachable, OffsetOutOfRange, Sink
 from keystone.events import EventBatch, Records
 from keystone.log.base import Gap, Log
 from keystone.logs import get
+from keystone.mappings import Rooms
 from keystone.pipeline import PartitionPipeline, StepResult
 from keystone.sinks.lake_thread import Cut
 
@@ -37,6 +38,7 @@ POLL_BYTES_MAX: Final = 2 << 20  # ~8,000 events, ~6 ms of work: then it is the 
 TIMERS_EVERY_MS: Final = 10  # of a partition without new records; a look costs ~20 us
 TRY_AGAIN_S: Final = 1.0  # to take over, where store or log did not answer
 LATER: Final = (StoreUnavailable, LogUnreachable, SinkBusy)  # errors that say so
+LATE_SHARE: Final = 0.5  # of the interval, by which a checkpoint may be late for those of other partitions
 DEAF_S: Final = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 
 log = get(__name__)
@@ -114,6 +116,8 @@ class Owner:
         self._clock, self._now_s = clock or SystemClock(), now_s
         self._obey_again_s = self.last_news_s
         self._deliveries: deque[Owned] = deque()  # whose they are, in the order of sending
+        self._rooms = Rooms()
+        self._under_way = 0  # copies that are not durable yet
 
     # --- taking over and letting go -----------------------------------------------------------------------------------
     def take_over(self, partitions: Collection[int]) -> None:
@@ -154,7 +158,10 @@ class Owner:
         pipeline = PartitionPipeline(partition, self._decoder, self._config, sessions_expected=self._rules.sessions_expected)
         reader = self._log.reader(partition)
         start, log_id = self._rules.start_offsets.get(partition, 0), self._log.log_id
-        owned = Owned(partition, epoch, reader, pipeline, PartitionTotals(), log_id, start, sessions_expected=self._rules.sessions_expected)
+        owned = Owned(
+            partition, epoch, reader, pipeline, PartitionTotals(), log_id, start,
+            side_files=self._side_files, sessions_expected=self._rules.sessions_expected,
+        )  # fmt: skip
         pipeline.on_batch = self._batch_taker(owned)
         if checkpoint is not None:
             checkpoint.require_log(log_id)
@@ -170,6 +177,7 @@ class Owner:
         if self._lake is not None:
             self._lake.own(partition, epoch, owned.log_number)
         self._place(owned)
+        owned.due_s = self._now_s()
         owned.end_offset, owned.began_ms = owned.reader.end_offset(), self._clock.now_ms()
         return owned
 
@@ -324,7 +332,7 @@ class Owner:
             self._output.send(Delivery(owned.partition, result.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters))
         owned.totals.count(result)
         if self._side_files is not None and (result.alerts or result.sessions):
-            owned.keep(result, self._side_files)
+            owned.keep(result)
 
     def note_delivered(self) -> None:
         """Count deliveries that are finished, and tell the story of their alerts."""
@@ -336,22 +344,27 @@ class Owner:
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
     def _take_when_due(self, owned: Owned, now_s: float) -> None:
-        is_due = now_s >= owned.due_s or owned.bytes_since >= self._rules.checkpoint_bytes
+        interval_s = self._config.checkpoint.interval_ms / 1_000
+        is_urgent = owned.is_leaving or owned.bytes_since >= self._rules.checkpoint_bytes or now_s >= owned.due_s + LATE_SHARE * interval_s
+        is_due = is_urgent or (now_s >= owned.due_s and not self._under_way)  # one after the other: copies share one room
         if owned.taken is None and is_due and owned.echo is None:
             self._take(owned)
-            owned.due_s = now_s + self._config.checkpoint.interval_ms / 1_000
+            owned.due_s = now_s + interval_s
         owned.put_when_delivered(self._saving.put)
 
     def _take(self, owned: Owned) -> None:
         self._give_out(owned, owned.pipeline.settle(), has_records=False)
         marks = self._output.marks()
-        taken = owned.take(self._lake, owned.outputs if owned.is_catching_up else marks)
+        taken = owned.take(self._lake, owned.outputs if owned.is_catching_up else marks, self._rooms.take())
+        self._under_way += 1
         self.figures.pause_ms_max = max(self.figures.pause_ms_max, taken.pause_s * 1_000)
 
     def note_durable(self) -> None:
         for taken in self._saving.finished():
             self.figures.checkpoints += 1
             self.figures.checkpoint_bytes += taken.bytes
+            self._rooms.give_back(taken.room)
+            self._under_way -= 1
             owned = self.owned.get(taken.checkpoint.partition)
             if owned is None or owned.epoch != taken.checkpoint.epoch:
                 continue
@@ -400,13 +413,14 @@ class Owner:
     # --- ending -------------------------------------------------------------------------------------------------------
     def save_all(self, wait_s: float) -> None:
         """Last checkpoints, so that the next run goes on from here. What has undelivered alerts keeps the one before."""
+        until_s = self._now_s() + wait_s
         for _ in range(2):  # one may be under way that was taken before the last step
-            self._saving.wait(wait_s)
-            self.note_durable()
             for owned in list(self.owned.values()):
+                self._saving.wait(max(0.0, until_s - self._now_s()))  # one after the other: they share one room
+                self.note_durable()
                 if owned.taken is None and not owned.is_saved:
                     self._take(owned)
                 owned.put_when_delivered(self._saving.put)
-        if not self._saving.wait(wait_s):
+        if not self._saving.wait(max(0.0, until_s - self._now_s())):
             log.warning("the last checkpoints could not be written: the next run begins where earlier ones end")
         self.note_durable()
