@@ -77,6 +77,7 @@ class Taken:
     alerts: Sequence[Alert] = ()
     began_s: float = field(default_factory=time.monotonic)
     pause_s: float = 0.0
+    cpu_s: float = 0.0  # of the thread that saved it
     bytes: int = 0
 
 
@@ -190,6 +191,7 @@ class CheckpointThread:
             self.cpu_seconds = time.thread_time()
 
     def _finish(self, taken: Taken) -> None:
+        began_s = time.thread_time()
         if not self._is_in_place(taken.cut):
             return
         self._finishing.complete(taken)
@@ -203,6 +205,7 @@ class CheckpointThread:
                 time.sleep(RETRY_EVERY_S)
             else:
                 break
+        taken.cpu_s = time.thread_time() - began_s
         taken.room.reserve(taken.room_bytes())  # new pages cost 0.2 ms a MB, here where nothing waits for them
         self._done.append(taken)
 

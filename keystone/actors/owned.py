@@ -96,6 +96,7 @@ class Owned:
     committed: int = 0
     checkpoint_sequence: int = 0
     due_s: float = 0.0  # of the next checkpoint
+    save_cpu_s: float = 0.0  # of the last one, off the loop
     taken: Taken | None = None  # until it is durable
     is_put: bool = False  # ... and in the hands of the thread
     alerts: list[Alert] = field(default_factory=list)  # since the last checkpoint was taken
@@ -190,6 +191,7 @@ class Owned:
         self.segments = tuple(s for s in taken.checkpoint.segments if s.sequence >= self.committed)
         self.totals.lake_rows = taken.checkpoint.counters["lake_rows"]
         self.outputs = taken.checkpoint.counters["outputs"]
+        self.save_cpu_s = taken.cpu_s
         self.saved = (taken.checkpoint.next_offset, taken.checkpoint.log_time_ms)
         self.taken = None
         if taken.generation == self.generation:

@@ -38,6 +38,8 @@ POLL_BYTES_MAX: Final = 2 << 20  # ~8,000 events, ~6 ms of work: then it is the 
 TIMERS_EVERY_MS: Final = 10  # of a partition without new records; a look costs ~20 us
 TRY_AGAIN_S: Final = 1.0  # to take over, where store or log did not answer
 LATER: Final = (StoreUnavailable, LogUnreachable, SinkBusy)  # errors that say so
+REPLAY_BYTES: Final = 192 << 20  # of all that one owns: ~0.8 s of reading until whoever takes over is where the last one was
+SAVING_SHARE: Final = 0.05  # of a core, at most, for checkpoints that are taken earlier because of that
 LATE_SHARE: Final = 0.5  # of the interval, by which a checkpoint may be late for those of other partitions
 DEAF_S: Final = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 
@@ -346,11 +348,18 @@ class Owner:
     def _take_when_due(self, owned: Owned, now_s: float) -> None:
         interval_s = self._config.checkpoint.interval_ms / 1_000
         is_urgent = owned.is_leaving or owned.bytes_since >= self._rules.checkpoint_bytes or now_s >= owned.due_s + LATE_SHARE * interval_s
-        is_due = is_urgent or (now_s >= owned.due_s and not self._under_way)  # one after the other: copies share one room
+        is_due = now_s >= owned.due_s or self._is_much_to_replay(owned, now_s, interval_s)
+        is_due = is_urgent or (is_due and not self._under_way)  # one after the other: copies share one room
         if owned.taken is None and is_due and owned.echo is None:
             self._take(owned)
             owned.due_s = now_s + interval_s
         owned.put_when_delivered(self._saving.put)
+
+    def _is_much_to_replay(self, owned: Owned, now_s: float, interval_s: float) -> bool:
+        """Who takes over would read for long before anything new is said, and a checkpoint costs little."""
+        count = len(self.owned)
+        since_s = now_s - (owned.due_s - interval_s)
+        return owned.bytes_since * count >= REPLAY_BYTES and since_s * SAVING_SHARE >= owned.save_cpu_s * count
 
     def _take(self, owned: Owned) -> None:
         self._give_out(owned, owned.pipeline.settle(), has_records=False)

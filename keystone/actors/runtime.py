@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_prestart_worker_first_driver": "0",  # idle workers cost 45 MiB and 1 % of a core each
     "RAY_enable_worker_prestart": "0",
+    "RAY_timeout_ms_task_wait_for_death_info": "50",  # instead of 1,000, by which a death was known later, for a cause that nobody reads
     "RAY_task_events_report_interval_ms": "0",  # nobody looks at Ray's own task log
     "POLARS_MAX_THREADS": "1",
     "OMP_NUM_THREADS": "1",

@@ -22,6 +22,7 @@ from keystone.errors import KeystoneError
 
 FLEET, SESSION, COMMITTER, SUPERVISOR = "fleet", "session", "committer", "supervisor"
 SILENCE_MAX_S = 20.0  # without an answer: dead or starved; either way the run cannot be trusted
+BUILD_AFTER_S = 3.0  # of the death of a session actor: building takes ~3 s of CPU, and taking over ~1 s
 SILENCE_S = 5.0  # of a session actor alone, after which others take its partitions: answers take 0.1 s on a busy machine, 1 s at worst
 DEATHS_MAX = 10  # of session actors within DEATHS_OVER_S: what kills them again and again will not stop killing them
 DEATHS_OVER_S = 60.0
@@ -57,6 +58,7 @@ class Ward:
     pending: Any = None  # the question under way
     answered_at: float = field(default_factory=time.monotonic)
     restarts: int = 0
+    died_s: float = float("-inf")
     is_down: bool = False
     is_lost: bool = False  # its partitions were taken away, and it does not know
     fault: str | None = None
@@ -136,7 +138,7 @@ class Supervisor:
         self.warnings += [(ward.name, line) for line in status.get("warnings", ())]
         if before and before["incarnation"] != status["incarnation"]:
             self._note_restart(ward)
-        if status["state"] == NEW:
+        if status["state"] == NEW and self._may_build(ward):
             ward.handle.begin.remote()
             if ward.kind in self._finishing:
                 ward.handle.finish.remote()
@@ -146,6 +148,11 @@ class Supervisor:
             ward.fault = f"{status['error']} ({self._covers(ward)})"
         else:
             self._note_answer(ward, before)
+
+    def _may_build(self, ward: Ward) -> bool:
+        """Not while another takes over what it owned: that cannot wait for the cores, this can."""
+        others = (other for other in self.of_kind(ward.kind) if other is not ward and other.state in (READY, RUNNING) and not other.is_down)
+        return ward.kind != SESSION or time.monotonic() - ward.died_s > BUILD_AFTER_S or not any(others)
 
     # --- what comes of answers ------------------------------------------------------------------------------------------
     def _note_answer(self, ward: Ward, before: dict[str, Any]) -> None:  # noqa: ARG002 - the other supervisor's concern
@@ -187,7 +194,7 @@ class Supervisor:
 
     def _count_death(self, ward: Ward) -> None:
         ward.is_down = True
-        now_s = time.monotonic()
+        ward.died_s = now_s = time.monotonic()
         if len(self._deaths) == DEATHS_MAX and now_s - self._deaths[0] < DEATHS_OVER_S:
             ward.fault = f"{DEATHS_MAX} actors died within {DEATHS_OVER_S:.0f} s, the last was {ward.name} ({self._covers(ward)}){self._crash(ward.name)}"
         self._deaths.append(now_s)
