@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-import pyarrow as pa
-
 from keystone.checkpoint import Checkpoint, Checkpoints
 from keystone.errors import StoreUnavailable
 from keystone.events import Alert
@@ -27,7 +25,7 @@ from keystone.session_snapshot import packed
 from keystone.sinks.iceberg.columns import ALERT_SCHEMA, alert_table
 from keystone.sinks.lake import table_file_name
 from keystone.sinks.lake_thread import Cut
-from keystone.sinks.session_file import Records, SessionFile
+from keystone.sinks.session_file import Records, SessionFile, Table
 
 RETRY_EVERY_S: Final = 1.0  # where the store or the disk takes nothing now
 CUT_LOOK_S: Final = 0.5  # between two looks whether the lake has failed while we wait for its files
@@ -112,7 +110,7 @@ class Finishing:
             files.append(self._close("sessions", taken.sessions))
         if taken.alerts and self._side_files is not None:
             file = self._side_files.open("alerts", taken.segment)
-            file.write(_Rows(alert_table(taken.alerts)))
+            file.write(Table(alert_table(taken.alerts)))
             files.append(self._close("alerts", file))
         return files
 
@@ -216,11 +214,3 @@ class CheckpointThread:
             if self._is_stopping:
                 return False
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    table: pa.Table
-
-    def to_arrow(self) -> pa.Table:
-        return self.table

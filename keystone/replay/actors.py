@@ -14,7 +14,8 @@ from keystone.actors.loop import FINISHED, LoopActor
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.supervisor import Supervisor
 from keystone.errors import KeystoneError
-from keystone.replay.engine import FileReplay, ReplaySpec, ReplayTotals
+from keystone.replay.engine import Replay, ReplaySpec, ReplayTotals
+from keystone.replay.opening import open_replay
 
 POLL_EVERY_S = 0.25
 WORK_DIR = ".work"
@@ -26,12 +27,12 @@ class ReplayActor(LoopActor):
     def __init__(self, spec: ReplaySpec) -> None:
         super().__init__(f"replay-{spec.share}", str(Path(spec.out_dir) / WORK_DIR))
         self._spec = spec
-        self._replay: FileReplay
+        self._replay: Replay
         self._is_done = False
         self._seen = ReplayTotals()
 
     def _build(self) -> None:
-        self._replay = FileReplay(self._spec)
+        self._replay = open_replay(self._spec)
         self._seen = self._replay.totals
 
     def _turn(self) -> float:
@@ -67,7 +68,8 @@ def replay_with_actors(spec: ReplaySpec, actors: int, is_stopped: Callable[[], b
                 supervisor.order("replay", "finish")
             statuses = [ward.status for ward in supervisor.wards if "lines" in ward.status]
             if statuses:
-                least = {name: min(s[name] for s in statuses) for name in ("lines", "bytes")}
+                of = sum if spec.log else min  # every process reads all of the files, and its own share of a log
+                least = {name: of(s[name] for s in statuses) for name in ("lines", "bytes")}
                 show(ReplayTotals(**least, alerts=sum(s["alerts"] for s in statuses)))
             time.sleep(POLL_EVERY_S)
         totals: list[ReplayTotals] = supervisor.results("replay")
@@ -82,9 +84,16 @@ def _join(shares: list[ReplaySpec], out: Path) -> None:
         for share in shares:
             joined.write(share.path("alerts.ndjson").read_bytes())
             share.path("alerts.ndjson").unlink()
-    shares[0].path("dead_letters.ndjson").replace(out / "dead_letters.ndjson")
-    files = [share.path("sessions.parquet") for share in shares]
-    with pq.ParquetWriter(out / "sessions.parquet", pq.read_schema(files[0]), compression="zstd", compression_level=1) as writer:
+    with (out / "dead_letters.ndjson").open("wb") as joined:
+        for share in shares if shares[0].log else shares[:1]:
+            joined.write(share.path("dead_letters.ndjson").read_bytes())
+            share.path("dead_letters.ndjson").unlink()
+    for name in ("sessions.parquet", "alerts.parquet") if shares[0].log else ("sessions.parquet",):
+        _join_rows([share.path(name) for share in shares], out / name)
+
+
+def _join_rows(files: list[Path], joined: Path) -> None:
+    with pq.ParquetWriter(joined, pq.read_schema(files[0]), compression="zstd", compression_level=1) as writer:
         for file in files:
             for group in pq.ParquetFile(file).iter_batches():
                 writer.write_batch(group)

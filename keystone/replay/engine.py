@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from keystone.events import DeadLetter, EventBatch, Records
 from keystone.log.files import Block, OversizeLine, read_ndjson
 from keystone.metrics import Ledger
 from keystone.pipeline import PartitionPipeline, StepResult
+from keystone.replay.log_range import Span
 from keystone.session_records import SESSION_SCHEMA
 from keystone.sinks.lake import LakeWriter
 from keystone.sinks.ndjson import DeadLetterFile, LineFile, alert_line
@@ -29,7 +31,10 @@ from keystone.sinks.session_file import SessionFile
 
 @dataclass(frozen=True, slots=True)
 class ReplaySpec:
-    """What one process needs to know. Paths are strings: they travel. ``share`` of ``shares``: which process this is."""
+    """What one process needs to know. Paths are strings: they travel. ``share`` of ``shares``: which process this is.
+
+    Either ``files``, or ``spans`` of ``log``.
+    """
 
     files: tuple[str, ...]
     out_dir: str
@@ -38,6 +43,8 @@ class ReplaySpec:
     has_lake: bool
     share: int = 0
     shares: int = 1
+    log: str = ""  # instead of files
+    spans: tuple[Span, ...] = ()  # of it
 
     @property
     def owned(self) -> tuple[int, ...]:
@@ -50,7 +57,7 @@ class ReplaySpec:
 
 @dataclass(slots=True)
 class ReplayTotals:
-    """What one process did. ``lines`` are those that are not blank, of all partitions: equal in every process."""
+    """What one process did. ``lines`` are those that are not blank: of files, of all partitions, so equal in every process."""
 
     lines: int = 0
     bytes: int = 0
@@ -58,6 +65,20 @@ class ReplayTotals:
     sessions: int = 0
     ledger: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    open_sessions: int = 0  # where the range of a log ends
+    gaps: list[str] = field(default_factory=list)  # in the log
+
+
+class Replay(Protocol):
+    """``step`` until it returns False, then ``close``; or ``abort``."""
+
+    totals: ReplayTotals
+
+    @property
+    def alerts(self) -> int: ...
+    def step(self) -> bool: ...
+    def close(self) -> ReplayTotals: ...
+    def abort(self) -> None: ...
 
 
 class FileReplay:

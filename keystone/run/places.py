@@ -143,14 +143,14 @@ def _embedded_offsets(log: EmbeddedLog, *, latest: bool) -> dict[int, int]:
     return {s.partition: s.end_offset if latest else s.start_offset for s in stats}
 
 
-def moment(text: str) -> int:
-    """A time in ms since the epoch: as such a number, or in ISO 8601 (without a zone: UTC)."""
+def moment(text: str, *, option: str = "--from", words: tuple[str, ...] = WORDS) -> int:
+    """A time in ms since the epoch: as such a number, or in ISO 8601 (without a zone: UTC). ``words``: what else the option takes, for the message."""
     if text.isdecimal():
         return int(text)
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"--from {text}: write {', '.join(WORDS)}, or a time such as 2026-09-21T08:30:00Z, or milliseconds since 1970") from None
+        raise UsageError(f"{option} {text}: write {', '.join(words)}, or a time such as 2026-09-21T08:30:00Z, or milliseconds since 1970") from None
     return int((when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp() * 1_000)
 
 

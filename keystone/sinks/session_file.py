@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,6 +24,16 @@ class Records(Protocol):
 
     def to_arrow(self) -> pa.Table:
         """One table, with the same schema each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Records that are a table already."""
+
+    table: pa.Table
+
+    def to_arrow(self) -> pa.Table:
+        return self.table
 
 
 class SessionFile:
