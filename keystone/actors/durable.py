@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from keystone.checkpoint import Checkpoint, Checkpoints
-from keystone.errors import StoreUnavailable
+from keystone.errors import SinkBusy, SinkError, StoreUnavailable, UsageError
 from keystone.events import Alert
 from keystone.logs import get
 from keystone.mappings import Room
@@ -24,24 +24,16 @@ from keystone.session_records import SESSION_SCHEMA
 from keystone.session_snapshot import packed
 from keystone.sinks.iceberg.columns import ALERT_SCHEMA, alert_table
 from keystone.sinks.lake import table_file_name
-from keystone.sinks.lake_thread import Cut
-from keystone.sinks.session_file import Records, SessionFile, Table
+from keystone.sinks.lake_thread import NO_ROOM, Cut
+from keystone.sinks.session_file import SessionFile, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RETRY_EVERY_S: Final = 1.0  # where the store or the disk takes nothing now
 CUT_LOOK_S: Final = 0.5  # between two looks whether the lake has failed while we wait for its files
 
 log = get(__name__)
-
-
-class SideFile(Protocol):
-    """A file of session records or alerts, in place once it is closed (``sinks.session_file.SessionFile``)."""
-
-    path: Path
-
-    def write(self, records: Records) -> int: ...
-    def close(self) -> int: ...
-    def abort(self) -> None: ...
-    def size_bytes(self) -> int: ...
 
 
 class SideFiles:
@@ -50,9 +42,19 @@ class SideFiles:
     def __init__(self, lake_dir: Path) -> None:
         self.lake_dir = lake_dir
 
-    def open(self, table: str, segment: Segment) -> SideFile:
-        """A new file of that table ("sessions" or "alerts")."""
-        return SessionFile(self.path(table, segment), SESSION_SCHEMA if table == "sessions" else ALERT_SCHEMA, is_synced=True)
+    def write(self, table: str, segment: Segment, rows: Sequence[pa.Table]) -> DataFile:
+        """A file of that table ("sessions" or "alerts"), whole and on the disk when this returns. Raises ``SinkBusy`` where there is no room for it now."""
+        path = self.path(table, segment)
+        try:
+            file = SessionFile(path, SESSION_SCHEMA if table == "sessions" else ALERT_SCHEMA, is_synced=True)
+            for part in rows:
+                file.write(Table(part))
+            count = file.close()
+        except (SinkError, UsageError) as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM:
+                raise SinkBusy(f"{path}: {error.__cause__.strerror}") from error
+            raise
+        return DataFile(table, path.relative_to(self.lake_dir).as_posix(), count, file.size_bytes(), None)
 
     def path(self, table: str, segment: Segment) -> Path:
         """No two segments, and no two owners, have the same."""
@@ -71,7 +73,7 @@ class Taken:
     room: Room  # that the state was copied into: free again once it is durable
     room_bytes: Callable[[], int]  # that the next copy may need
     cut: Cut | None = None
-    sessions: SideFile | None = None
+    sessions: Sequence[pa.Table] = ()  # closed since the last one
     alerts: Sequence[Alert] = ()
     began_s: float = field(default_factory=time.monotonic)
     pause_s: float = 0.0
@@ -87,7 +89,7 @@ class Finishing:
         self._side_files = side_files
 
     def complete(self, taken: Taken) -> None:
-        """Put the other files into place, and name all of them in the checkpoint."""
+        """Put the other files into place, and name all of them in the checkpoint. Raises ``SinkBusy`` for the same again, later."""
         files = self._files(taken)
         segment = replace(taken.segment, files=tuple(files))
         rows = sum(file.rows for file in files if file.table == "events")
@@ -102,25 +104,15 @@ class Finishing:
         taken.bytes = self._checkpoints.save(taken.checkpoint)
 
     def _files(self, taken: Taken) -> list[DataFile]:
-        files = []
-        if taken.cut is not None:
-            files += [self._data_file("events", written.path, written.rows, written.bytes, written.day) for written in taken.cut.files]
-        if taken.sessions is not None and self._side_files is not None:
-            taken.sessions.path = self._side_files.path("sessions", taken.segment)  # its end was not known when it was opened
-            files.append(self._close("sessions", taken.sessions))
-        if taken.alerts and self._side_files is not None:
-            file = self._side_files.open("alerts", taken.segment)
-            file.write(Table(alert_table(taken.alerts)))
-            files.append(self._close("alerts", file))
+        side, segment, files = self._side_files, taken.segment, []
+        if side is not None and taken.cut is not None:
+            of = side.lake_dir
+            files += [DataFile("events", w.path.relative_to(of).as_posix(), w.rows, w.bytes, w.day) for w in taken.cut.files]
+        if side is not None and taken.sessions:
+            files.append(side.write("sessions", segment, taken.sessions))
+        if side is not None and taken.alerts:
+            files.append(side.write("alerts", segment, [alert_table(taken.alerts)]))
         return files
-
-    def _close(self, table: str, file: SideFile) -> DataFile:
-        rows = file.close()
-        return self._data_file(table, file.path, rows, file.size_bytes(), None)
-
-    def _data_file(self, table: str, path: Path, rows: int, size: int, day: int | None) -> DataFile:
-        assert self._side_files is not None  # noqa: S101 - there are files
-        return DataFile(table, path.relative_to(self._side_files.lake_dir).as_posix(), rows, size, day)
 
 
 class CheckpointThread:
@@ -128,6 +120,7 @@ class CheckpointThread:
 
     def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None, check_lake: Callable[[], None]) -> None:
         self.cpu_seconds = 0.0
+        self._is_waiting = False  # for room
         self._finishing = Finishing(checkpoints, side_files)
         self._check_lake = check_lake
         self._work: deque[Taken] = deque()
@@ -158,6 +151,10 @@ class CheckpointThread:
             is_idle = self._changed.wait_for(lambda: self._error is not None or not (self._work or self._is_busy), wait_s)
         self._check()
         return is_idle
+
+    def has_room(self) -> bool:
+        """False while the disk has none: then nothing more should be read."""
+        return not self._is_waiting
 
     def close(self) -> None:
         """What is not durable by now will not be. May be repeated."""
@@ -192,7 +189,10 @@ class CheckpointThread:
         began_s = time.thread_time()
         if not self._is_in_place(taken.cut):
             return
-        self._finishing.complete(taken)
+        while not self._is_complete(taken):
+            if self._is_stopping:
+                return
+            time.sleep(RETRY_EVERY_S)
         while True:
             try:
                 self._finishing.save(taken)
@@ -206,6 +206,19 @@ class CheckpointThread:
         taken.cpu_s = time.thread_time() - began_s
         taken.room.reserve(taken.room_bytes())  # new pages cost 0.2 ms a MB, here where nothing waits for them
         self._done.append(taken)
+
+    def _is_complete(self, taken: Taken) -> bool:
+        try:
+            self._finishing.complete(taken)
+        except SinkBusy as error:
+            if not self._is_waiting:
+                log.warning("the lake has no room: waiting until there is some", reason=str(error))
+            self._is_waiting = True
+            return False
+        if self._is_waiting:
+            log.warning("the lake has room again")
+        self._is_waiting = False
+        return True
 
     def _is_in_place(self, cut: Cut | None) -> bool:
         """Wait for the lake's files; False where we are to stop first: then there is no checkpoint."""

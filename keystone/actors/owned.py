@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from keystone.actors.durable import SideFile, SideFiles, Taken
+from keystone.actors.durable import Taken
 from keystone.checkpoint import Checkpoint
 from keystone.events import Alert
 from keystone.log.base import Gap, LogReader
@@ -18,9 +18,12 @@ from keystone.segments import Segment
 from keystone.session_records import SessionRecords
 from keystone.sinks.lake_thread import Cut
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 ROOM_GROWTH_PERCENT: Final = 110  # of the state's present size: a room is made anew, with much more, where it is less
 SESSION_BYTES: Final = 130  # of a session's state
-CLOSED_HELD_MAX: Final = 4096  # closed sessions written at once: a table costs 1-3 ms however few they are
+CLOSED_HELD_MAX: Final = 4096  # closed sessions that become a table at once: a table costs 1-3 ms however few they are
 GAPS_KEPT_MAX: Final = 100  # that are listed; all are counted
 
 
@@ -100,9 +103,8 @@ class Owned:
     taken: Taken | None = None  # until it is durable
     is_put: bool = False  # ... and in the hands of the thread
     alerts: list[Alert] = field(default_factory=list)  # since the last checkpoint was taken
-    side_files: SideFiles | None = None  # where the segment's sessions and alerts go
-    sessions: SideFile | None = None
-    closed: SessionRecords | None = None  # sessions that are not in that file yet
+    closed: SessionRecords | None = None  # sessions since then, as long as they are few
+    sessions: list[pa.Table] = field(default_factory=list)  # ... and before those
     sent: int = 0
     done: int = 0
     bytes_since: int = 0  # read since the last checkpoint was taken
@@ -146,22 +148,20 @@ class Owned:
         self.alerts += result.alerts
         for closed in result.sessions:
             if self.closed is not None and (closed.dictionaries is not self.closed.dictionaries or self.closed.rows >= CLOSED_HELD_MAX):
-                self._write_closed()
+                self._gather_closed()
             if self.closed is None:
                 self.closed = SessionRecords(closed.dictionaries)
             self.closed.extend(closed)
 
-    def _write_closed(self) -> None:
-        if self.closed is not None and self.side_files is not None:
-            if self.sessions is None:
-                self.sessions = self.side_files.open("sessions", self.next_segment())
-            self.sessions.write(self.closed)
+    def _gather_closed(self) -> None:
+        if self.closed is not None:
+            self.sessions.append(self.closed.to_arrow())
             self.closed = None
 
     def take(self, lake: Cutting | None, outputs: Mapping[str, Any], room: Room) -> Taken:
         """Everything as it is now, between two steps, for a checkpoint: a copy in ``room``. The loop stands still meanwhile."""
         began_s = time.monotonic()
-        self._write_closed()
+        self._gather_closed()
         segment = self.next_segment()
         arrays = self.pipeline.snapshot(room)
         checkpoint = Checkpoint(
@@ -172,7 +172,7 @@ class Owned:
         taken = Taken(checkpoint, segment, self.generation, self.sent, room, self.room_bytes)
         taken.cut = lake.cut(self.partition) if lake is not None else None
         taken.sessions, taken.alerts = self.sessions, self.alerts
-        self.sessions, self.alerts = None, []
+        self.sessions, self.alerts = [], []
         self.first_offset, self.segment_sequence = segment.next_offset, self.segment_sequence + 1
         self.checkpoint_sequence += 1
         self.bytes_since = 0
@@ -210,10 +210,7 @@ class Owned:
             self.segments = tuple(s for s in self.segments if s.sequence >= behind)
 
     def abandon(self) -> None:
-        """Close what is open, and leave nothing of it."""
-        if self.sessions is not None:
-            self.sessions.abort()
-            self.sessions = None
+        """Close what is open."""
         self.reader.close()
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from keystone.actors.durable import SideFiles, Taken
+from keystone.actors.durable import Taken
 from keystone.actors.outputs import Delivery, Output
 from keystone.actors.owned import Echo, Owned, PartitionTotals
 from keystone.actors.story import StoryTap
@@ -61,6 +61,7 @@ class Saving(Protocol):
 
     def put(self, taken: Taken) -> None: ...
     def finished(self) -> Iterator[Taken]: ...
+    def has_room(self) -> bool: ...
     def wait(self, wait_s: float) -> bool: ...
 
 
@@ -103,7 +104,7 @@ class Owner:
 
     def __init__(
         self, name: str, config: Config, rules: Rules, source: Log, decoder: Decoder, checkpoints: Checkpoints, *,
-        output: Output, saving: Saving, leases: Holding, lake: LakeOfOwner | None, side_files: SideFiles | None = None,
+        output: Output, saving: Saving, leases: Holding, lake: LakeOfOwner | None, has_side_files: bool = False,
         story: StoryTap | None = None, clock: Clock | None = None, now_s: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.owned: dict[int, Owned] = {}
@@ -114,7 +115,7 @@ class Owner:
         self._name, self._config, self._rules = name, config, rules
         self._log, self._decoder, self._checkpoints = source, decoder, checkpoints
         self._output, self._saving, self._leases, self._lake, self._story = output, saving, leases, lake, story
-        self._side_files = side_files
+        self._has_side_files = has_side_files  # closed sessions and alerts are kept for them
         self._clock, self._now_s = clock or SystemClock(), now_s
         self._obey_again_s = self.last_news_s
         self._deliveries: deque[Owned] = deque()  # whose they are, in the order of sending
@@ -160,10 +161,7 @@ class Owner:
         pipeline = PartitionPipeline(partition, self._decoder, self._config, sessions_expected=self._rules.sessions_expected)
         reader = self._log.reader(partition)
         start, log_id = self._rules.start_offsets.get(partition, 0), self._log.log_id
-        owned = Owned(
-            partition, epoch, reader, pipeline, PartitionTotals(), log_id, start,
-            side_files=self._side_files, sessions_expected=self._rules.sessions_expected,
-        )  # fmt: skip
+        owned = Owned(partition, epoch, reader, pipeline, PartitionTotals(), log_id, start, sessions_expected=self._rules.sessions_expected)
         pipeline.on_batch = self._batch_taker(owned)
         if checkpoint is not None:
             checkpoint.require_log(log_id)
@@ -255,7 +253,7 @@ class Owner:
         for owned in list(self.owned.values()):
             if not self._leases.is_held(key_of(owned.partition)):
                 continue
-            has_room = self._lake is None or self._lake.has_room()
+            has_room = self._lake is None or (self._lake.has_room() and self._saving.has_room())
             read_bytes = 0 if owned.is_leaving or not has_room else self._visit(owned)
             most, total = max(most, read_bytes), total + read_bytes
             self._take_when_due(owned, began_s)
@@ -333,7 +331,7 @@ class Owner:
             owned.sent += 1
             self._output.send(Delivery(owned.partition, result.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters))
         owned.totals.count(result)
-        if self._side_files is not None and (result.alerts or result.sessions):
+        if self._has_side_files and (result.alerts or result.sessions):
             owned.keep(result)
 
     def note_delivered(self) -> None:

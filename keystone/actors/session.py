@@ -140,7 +140,7 @@ class SessionActor(LoopActor):
         rules = Rules(dict(spec.start_offsets), spec.checkpoint_bytes, spec.takes_gaps, expected, ends)
         self._owner = Owner(
             f"{self.name}-{self._incarnation[:8]}", config, rules, self._log, decoder, checkpoints,
-            output=self._output, saving=self._saving, leases=self._leases, lake=self._lake, side_files=side_files, story=self._story,
+            output=self._output, saving=self._saving, leases=self._leases, lake=self._lake, has_side_files=side_files is not None, story=self._story,
         )  # fmt: skip
         self._owner.take_over(spec.partitions)
 
@@ -179,7 +179,7 @@ class SessionActor(LoopActor):
         self._measure_state()
         totals.undelivered = 0 if self._output.flush() else self._output.pending()
         owner.note_delivered()
-        owner.save_all(LAST_CHECKPOINTS_S if self._lake is None or self._lake.has_room() else NO_ROOM_WAIT_S)
+        owner.save_all(LAST_CHECKPOINTS_S if self._saving.has_room() and (self._lake is None or self._lake.has_room()) else NO_ROOM_WAIT_S)
         self._output.close()
         if self._lake is not None:
             self._lake.close()

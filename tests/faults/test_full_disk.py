@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from keystone.actors import durable
 from keystone.config import LakeConfig
 from keystone.errors import SinkBusy, SinkError
-from keystone.sinks import lake_thread
+from keystone.sinks import lake_thread, session_file
 from keystone.sinks.lake import LakeWriter
 from keystone.sinks.lake_files import ParquetFile
 from tests.lake_batches import ToyDictionaries, batch_of, random_rows
+from tests.stories import IDLE_MS, PARTITIONS, Story
 
 CONFIG = LakeConfig(row_group_rows=200, queue_bytes_max=20_000)
 
@@ -108,3 +110,32 @@ def test_a_lake_of_files_alone_fails_at_once(tmp_path: Path, monkeypatch: pytest
     lake.append(batch_of(random_rows(50, seed=3), dictionaries), dictionaries)
     with pytest.raises(SinkError, match="free room there"):
         lake.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_session_records_without_room_wait_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    is_full, refused, usual = True, 0, session_file.sync
+
+    def sync(path: Path) -> None:
+        nonlocal refused
+        if is_full and path.name.endswith(".tmp"):
+            refused += 1
+            raise OSError(number, os.strerror(number), str(path))
+        usual(path)
+
+    monkeypatch.setattr(session_file, "sync", sync)
+    monkeypatch.setattr(durable, "RETRY_EVERY_S", 0.02)
+    story = Story(tmp_path)
+    story.write(0)
+    actor = story.begin()
+    until(lambda: refused >= 3)
+    lake = tmp_path / "lake"
+    assert actor.status()["state"] == "running"
+    assert not list(lake.rglob("*/sessions/*.parquet")), "nothing half done is in place"
+    story.write(1)
+    time.sleep(0.3)
+    assert sum(story.log.lag(p) for p in range(PARTITIONS)) > 0, "nothing more is read meanwhile"
+    is_full = False
+    totals = story.end(actor, idle_ms=IDLE_MS)
+    story.commit()
+    story.assert_all(totals)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+
+import pyarrow as pa
 
 from keystone.actors.durable import SideFiles
 from keystone.config import LakeConfig
 from keystone.decode import Dictionaries
 from keystone.errors import SinkBusy
 from keystone.events import EventBatch
-from keystone.segments import Segment
+from keystone.segments import DataFile, Segment
 from keystone.sinks.iceberg import chain as rules
 from keystone.sinks.iceberg.producers import ChainMoved, Head
 from keystone.sinks.iceberg.tables import ORDER, LakeTables
@@ -94,30 +96,11 @@ class SimSideFiles(SideFiles):
         super().__init__(ROOT)
         self._disk = disk
 
-    def open(self, table: str, segment: Segment) -> Any:
-        return _SideFile(self._disk, table, self.path(table, segment))
-
-
-class _SideFile:
-    def __init__(self, disk: SimDisk, table: str, path: Path) -> None:
-        self.path = path
-        self._disk, self._table = disk, table
-        self._rows: list[dict[str, Any]] = []
-
-    def write(self, records: Any) -> int:
-        rows = records.to_arrow().to_pylist()
-        self._rows += rows
-        return len(rows)
-
-    def close(self) -> int:
-        self._disk.place(self.path.relative_to(ROOT).as_posix(), SimFile(self._table, self._rows))
-        return len(self._rows)
-
-    def abort(self) -> None:
-        """Nothing is in place yet."""
-
-    def size_bytes(self) -> int:
-        return 1
+    def write(self, table: str, segment: Segment, rows: Sequence[pa.Table]) -> DataFile:
+        path = self.path(table, segment).relative_to(ROOT).as_posix()
+        written = [row for part in rows for row in part.to_pylist()]
+        self._disk.place(path, SimFile(table, written))
+        return DataFile(table, path, len(written), 1, None)
 
 
 @dataclass

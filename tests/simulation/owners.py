@@ -115,6 +115,9 @@ class SimSaving:
         while self._done:
             yield self._done.popleft()
 
+    def has_room(self) -> bool:
+        return True
+
     def wait(self, wait_s: float) -> bool:
         raise NotImplementedError
 
@@ -201,7 +204,7 @@ class OwnerProcess(Actor):
         self.owner = Owner(
             self.incarnation, CONFIG, Rules({}, lake_ends=self._lake_ends), place.log, decoder, checkpoints,
             output=SimOutput(self, place.topics, leases.checked_ms), saving=SimSaving(self, Finishing(checkpoints, side_files)),
-            leases=leases, lake=SimLakeWriter(self, place.catalog.disk), side_files=side_files, clock=self.world.clock, now_s=self.world.now_s,
+            leases=leases, lake=SimLakeWriter(self, place.catalog.disk), has_side_files=True, clock=self.world.clock, now_s=self.world.now_s,
         )  # fmt: skip
 
     def _lake_ends(self) -> dict[int, Echo]:
