@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import multiprocessing
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.schedule import replay_command, run
-from tests.simulation.world import Violation
+from tests.simulation.shares import Share, run_share, tell
 
-
-def tell(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+SHARE = 100  # schedules
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,19 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--schedules", type=int, default=1, help="how many, one seed after the other")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share them")
     parser.add_argument("--mutation", choices=list(MUTATIONS), default="none", help="a protection to take away")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell every step")
     options = parser.parse_args(arguments)
-    if not options.verbose:
-        logging.disable(logging.ERROR)  # what the program says of faults that were made is no news
-    broken, happened, began_s = 0, Counter[str](), time.monotonic()
-    with MUTATIONS[options.mutation]() as is_torn:
-        for seed in range(options.seed, options.seed + options.schedules):
-            try:
-                happened += Counter(run(seed, is_torn=is_torn, tell=tell if options.verbose else None).counts)
-            except Violation as violation:
-                broken += 1
-                tell(f"seed {seed}: {violation}\n  {replay_command(seed, options.mutation)}")
+    began_s = time.monotonic()
+    seeds = range(options.seed, options.seed + options.schedules)
+    shares = [Share(seeds[first : first + SHARE], options.mutation, options.verbose) for first in range(0, len(seeds), SHARE)]
+    broken, happened = 0, Counter[str]()
+    with multiprocessing.get_context("spawn").Pool(options.jobs) if options.jobs > 1 else nullcontext() as pool:
+        for more, counts in pool.imap_unordered(run_share, shares) if pool is not None else map(run_share, shares):
+            broken, happened = broken + more, happened + counts
     took_s = time.monotonic() - began_s
     tell(f"{options.schedules:,} schedules, {broken:,} broke a promise; {took_s:.1f} s; {', '.join(f'{count:,} {what}' for what, count in happened.items())}")
     return 1 if broken else 0
