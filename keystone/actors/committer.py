@@ -55,8 +55,10 @@ class Committing:
         self.fenced_writes = 0  # headers of owners that are no longer
         self.commit_ms = 0.0  # of the last one
         self.lag_ms = 0  # log time of the oldest segment that is written and not committed, to now; 0: there is none
+        self.age_ms_max = 0  # of an event when it was committed, since its partition was committed before: from accepted to visible for readers
         self.expired = 0  # snapshots
         self.deleted = 0  # files
+        self._log_times: dict[int, int] = {}  # how far each partition was committed
         self._epochs = epochs
         self._tables = tables
         self._clock = clock or SystemClock()
@@ -77,6 +79,9 @@ class Committing:
         done = self._tables.commit(pending, self.epoch)
         self.committed = {partition: link.next_sequence for partition, link in done.chain.items()}
         self.lag_ms = self._lag_ms(pending)
+        now_ms, before = self._clock.now_ms(), self._log_times
+        self._log_times = {partition: link.log_time_ms for partition, link in done.chain.items()}
+        self.age_ms_max = max(self.age_ms_max, *(now_ms - before[p] for p, until_ms in self._log_times.items() if before.get(p, until_ms) < until_ms), 0)
         if done.segments:
             self.commit_ms = (time.monotonic() - started) * 1_000
             self.commits += 1
@@ -118,7 +123,7 @@ class Publishing:
     def __init__(self, epochs: Epochs, lake: PlainLake, epoch: int) -> None:
         self.epoch = epoch
         self.committed: dict[int, int] = {}
-        self.commits = self.segments = self.files = self.fenced_writes = self.lag_ms = self.expired = self.deleted = 0
+        self.commits = self.segments = self.files = self.fenced_writes = self.lag_ms = self.age_ms_max = self.expired = self.deleted = 0
         self.commit_ms = 0.0
         self._epochs = epochs
         self._lake = lake
@@ -221,6 +226,7 @@ class CommitterActor(LoopActor):
             "fenced_writes": committing.fenced_writes,
             "commit_ms": committing.commit_ms,
             "lag_ms": committing.lag_ms,
+            "age_ms_max": committing.age_ms_max,
             "expired": committing.expired,
             "deleted": committing.deleted,
             "busy": self._busy,

@@ -135,8 +135,20 @@ def sum_sessions(measured: Measured, sessions: list[SessionTotals], lake: Path |
                 ledger[name] = ledger.get(name, 0) + value
         measured.state_bytes += totals.state_bytes
         measured.sessions_active_max += totals.sessions_active_max
+    measured.checkpoints = {
+        "count": sum(totals.checkpoints for totals in sessions),
+        "bytes": sum(totals.checkpoint_bytes for totals in sessions),
+        "pause_ms_max": round(max((totals.pause_ms_max for totals in sessions), default=0.0), 1),
+        "cpu_s": round(sum(totals.checkpoint_cpu_s for totals in sessions), 2),
+    }
     names = ("received", "accepted", "applied", "duplicates", "dead_lettered")
     measured.sums = Sums(sent=measured.events, **{name: ledger.get(name, 0) for name in names}, lake_rows=lake_rows(lake) if lake is not None else None)
+
+
+def note_commits(measured: Measured, status: dict[str, Any]) -> None:
+    """What a committer last told of itself. ``age_ms_max``: from an event's append to the commit that made it visible in the lake."""
+    measured.commits = {name: round(status[name]) for name in ("commits", "segments", "files", "commit_ms", "age_ms_max", "expired") if name in status}
+    measured.commits["cpu_s"] = round(status.get("cpu_s", 0.0), 2)
 
 
 def judge_alerts(measured: Measured, truth: pl.DataFrame, alerts: pl.DataFrame, out: Path) -> None:

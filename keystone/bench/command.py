@@ -84,6 +84,8 @@ def _with_faults(
     finally:
         if (kept := log.close(keep=options.keep_log)) is not None:
             progress.say(kept)
+        else:  # nobody can go on without it
+            shutil.rmtree(out / STATE_DIR, ignore_errors=True)
         shutil.rmtree(work_dir, ignore_errors=True)
 
 

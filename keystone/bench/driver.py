@@ -21,7 +21,7 @@ from keystone.actors.stopping import StopSignal
 from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
 from keystone.bench import collect
-from keystone.bench.engine import add_engine
+from keystone.bench.engine import STATE_DIR, add_engine
 from keystone.bench.logs import BenchLog
 from keystone.bench.machine import CpuMeter, wall_ms
 from keystone.bench.plan import BenchPlan
@@ -117,6 +117,8 @@ class Run:
         self.supervisor.order("committer", "finish")
         if not self.supervisor.wait_until(OVER, "committer", seconds=wait_s) and not has_faults and not self.supervisor.faults():
             self.measured.faults.append(f"the lake's last commit did not end within {wait_s:.0f} s")
+        for ward in self.supervisor.of_kind("committer"):
+            collect.note_commits(self.measured, ward.status)
         return totals
 
     # --- watching ---------------------------------------------------------------------------------------------------
@@ -188,6 +190,8 @@ class Driver:
             if (kept := log.close(keep=self.keep_log)) is not None:
                 self.progress.say(kept)
             shutil.rmtree(work_dir, ignore_errors=True)
+            if kept is None:  # nobody can go on without the log
+                shutil.rmtree(out / STATE_DIR, ignore_errors=True)
         return run.measured
 
     def _phases(self, run: Run) -> None:

@@ -41,6 +41,8 @@ class Measured:
     rss_by_part_bytes: dict[str, int] = field(default_factory=dict)
     state_bytes: int = 0  # of all session tables, at their largest
     sessions_active_max: int = 0
+    checkpoints: dict[str, Any] = field(default_factory=dict)  # of the session actors that ended well
+    commits: dict[str, Any] = field(default_factory=dict)  # of the lake, as the last committer counted them
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +83,8 @@ def build_report(m: Measured) -> dict[str, Any]:
         },
         "cpu_us_per_event": _cpu(m),
         "memory": _memory(m),
+        "checkpoints": m.checkpoints,
+        "commits": m.commits,
         "machine": m.machine,
         "versions": m.versions,
         "config": {"bench": m.plan.as_dict(), **m.config},
