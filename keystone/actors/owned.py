@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from keystone.actors.durable import Taken
+from keystone.actors.outputs import Delivery
 from keystone.checkpoint import Checkpoint
 from keystone.events import Alert
 from keystone.log.base import Gap, LogReader
@@ -84,7 +86,7 @@ class Echo(NamedTuple):
 class Owned:
     """``epoch``: of our ownership. ``segments``: in durable checkpoints and not known to be committed; ``committed``: the sequence behind those that are.
 
-    ``sent done``: deliveries handed over and finished, by us. ``generation``: of seeks: what was taken before one lets the log forget nothing after it.
+    ``sent done``: deliveries given out and finished, by us. ``generation``: of seeks: what was taken before one lets the log forget nothing after it.
     """
 
     partition: int
@@ -105,6 +107,7 @@ class Owned:
     alerts: list[Alert] = field(default_factory=list)  # since the last checkpoint was taken
     closed: SessionRecords | None = None  # sessions since then, as long as they are few
     sessions: list[pa.Table] = field(default_factory=list)  # ... and before those
+    unsent: deque[Delivery] = field(default_factory=deque)  # while nobody can say whether the partition is still ours
     sent: int = 0
     done: int = 0
     bytes_since: int = 0  # read since the last checkpoint was taken

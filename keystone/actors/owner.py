@@ -253,6 +253,7 @@ class Owner:
         for owned in list(self.owned.values()):
             if not self._leases.is_held(key_of(owned.partition)):
                 continue
+            self._send(owned)
             has_room = self._lake is None or (self._lake.has_room() and self._saving.has_room())
             read_bytes = 0 if owned.is_leaving or not has_room else self._visit(owned)
             most, total = max(most, read_bytes), total + read_bytes
@@ -327,12 +328,18 @@ class Owner:
     def _give_out(self, owned: Owned, result: StepResult, *, has_records: bool) -> None:
         # Alerts first: nobody waits for a Parquet page, somebody may for an alert.
         if result.alerts or result.dead_letters or has_records:
-            self._deliveries.append(owned)
             owned.sent += 1
-            self._output.send(Delivery(owned.partition, result.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters))
+            owned.unsent.append(Delivery(owned.partition, result.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters))
+            self._send(owned)
         owned.totals.count(result)
         if self._has_side_files and (result.alerts or result.sessions):
             owned.keep(result)
+
+    def _send(self, owned: Owned) -> None:
+        """Say what there is to say, if the partition is still ours: milliseconds have passed since that was looked at, or we were frozen for minutes."""
+        while owned.unsent and self._leases.is_held(key_of(owned.partition)):
+            self._deliveries.append(owned)
+            self._output.send(owned.unsent.popleft())
 
     def note_delivered(self) -> None:
         """Count deliveries that are finished, and tell the story of their alerts."""

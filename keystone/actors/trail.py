@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 import polars as pl
 
-from keystone.sinks.ndjson import LineFile, alert_line
+from keystone.sinks.ndjson import LineFile, alert_line, detach, is_sealed, seal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,10 +59,10 @@ class AlertTrail:
     def __init__(self, work_dir: Path, trail: str, said: frozenset[str] = frozenset()) -> None:
         alerts, moments = alerts_path(work_dir, trail), moments_path(work_dir, trail)
         self._alerts = LineFile(alerts)
-        known = [orjson.loads(line)["alert_id"] for line in alerts.read_bytes().splitlines()]
+        known = _ids_in(alerts)
         timed = _mend_rows(moments)
         self._moments_fd = os.open(moments, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self.said = said | frozenset(known)
+        self.said = said | known
         untimed = [alert_id for alert_id in known if alert_id not in timed]
         if untimed:  # said, but its maker died before it noted when: it is visible now at the latest
             now_ms = time.time() * 1_000
@@ -104,12 +104,10 @@ class Trails:
         self._open: dict[int, AlertTrail] = {}
 
     def own(self, partition: int, epoch: int) -> None:
-        """Go on where earlier owners stopped: what they said is mended and known."""
+        """Go on where earlier owners stopped: what they said is mended and known, and they can say nothing more."""
         said: set[str] = set()
         for name in trail_names(self._work_dir, partition):
-            trail = AlertTrail(self._work_dir, name)
-            said |= trail.said
-            trail.close()
+            said |= _said_in(self._work_dir, name)
         self._open[partition] = AlertTrail(self._work_dir, trail_name(partition, epoch), frozenset(said))
 
     def disown(self, partition: int) -> None:
@@ -123,6 +121,24 @@ class Trails:
         for trail in self._open.values():
             trail.close()
         self._open.clear()
+
+
+def _said_in(work_dir: Path, name: str) -> frozenset[str]:
+    """The ids in the trail of an earlier owner, which may be frozen, not dead, anywhere before its next write."""
+    alerts, moments = alerts_path(work_dir, name), moments_path(work_dir, name)
+    if is_sealed(alerts):
+        return _ids_in(alerts)
+    for path in (alerts, moments):
+        if path.exists():
+            detach(path)
+    trail = AlertTrail(work_dir, name)
+    trail.close()
+    seal(alerts)
+    return trail.said
+
+
+def _ids_in(alerts: Path) -> frozenset[str]:
+    return frozenset(orjson.loads(line)["alert_id"] for line in alerts.read_bytes().splitlines())
 
 
 def read_moments(path: Path) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -117,9 +118,31 @@ class LineFile:
             os.close(self._file)
 
 
+def detach(path: Path) -> None:
+    """Put a copy in a file's place: whoever still has it open, and wakes to write, writes where nobody reads any more."""
+    copy = path.with_name(f".{path.name}.copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+def seal(path: Path) -> None:
+    """Say that a file is finished: its writer is gone, and nothing is torn."""
+    path.chmod(0o444)
+
+
+def is_sealed(path: Path) -> bool:
+    return not path.stat().st_mode & 0o222
+
+
 def last_place(path: Path) -> tuple[int, int]:
-    """Offset and line of the last dead letter in a file; (-1, -1) where there is none. A torn last line is cut off."""
-    LineFile(path).close()
+    """Offset and line of the last dead letter in a file of an earlier owner; (-1, -1) where there is none.
+
+    That owner can write it no more, and a torn last line is cut off.
+    """
+    if not is_sealed(path):
+        detach(path)
+        LineFile(path).close()
+        seal(path)
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LETTER_BYTES_MAX))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -20,8 +21,10 @@ PLACES = ["partition", "offset", "line"]
 
 
 @pytest.fixture
-def story(tmp_path: Path) -> Story:
-    return Story(tmp_path)
+def story(tmp_path: Path) -> Iterator[Story]:
+    told = Story(tmp_path)
+    yield told
+    told.log.close()
 
 
 def replay(story: Story, *words: str, out: str = "again", settings: tuple[str, ...] = ()) -> Result:

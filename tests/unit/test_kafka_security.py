@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import sys
@@ -354,6 +355,15 @@ def test_a_token_command_that_is_none(command: tuple[str, ...], why: str) -> Non
     with pytest.raises(UsageError, match=why) as raised:
         run_token_command(command)
     assert "\n" not in str(raised.value)
+
+
+def test_a_token_command_runs_in_a_process_with_many_files_open() -> None:
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    try:
+        assert run_token_command((*PYTHON, "print('tok')"))[0] == "tok"
+    finally:
+        for file in held:
+            os.close(file)
 
 
 def test_a_token_command_that_is_slow_is_ended_with_all_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -106,6 +106,27 @@ def test_an_owner_says_and_writes_what_earlier_ones_have_not(tmp_path: Path, tor
     assert second.alerts == (2 if torn_bytes else 1)
 
 
+def test_one_that_was_frozen_before_a_write_is_not_heard_when_it_wakes(tmp_path: Path) -> None:
+    """It cannot look once more between its last look and the write: so the write goes where nobody reads."""
+    frozen = local_output(tmp_path, 1)
+    frozen.send(delivery(1, alert(1), letters=[letter(0)]))
+    second = local_output(tmp_path, 2)
+    frozen.send(delivery(2, alert(2), letters=[letter(1)]))
+    second.send(delivery(2, alert(1), alert(2), letters=[letter(0), letter(1)]))
+    third = local_output(tmp_path, 3)
+    frozen.send(delivery(3, alert(3), letters=[letter(2)]))
+    second.send(delivery(3, alert(3), letters=[letter(2)]))
+    third.send(delivery(3, alert(2), alert(3), letters=[letter(1), letter(2)]))
+    assert said_in(tmp_path) == ["d-1", "d-2", "d-3"]
+    assert letters_in(tmp_path) == [(0, 2), (1, 2), (2, 2)]
+    assert {row["alert_id"] for name in trail_names(tmp_path, 5) for row in read_moments(moments_path(tmp_path, name)).to_dicts()} == {
+        f"{number:032x}" for number in (1, 2, 3)
+    }
+    assert not list(tmp_path.rglob(".*")), "no copy is left"
+    for output in (frozen, second, third):
+        output.close()
+
+
 def test_what_was_let_go_of_is_taken_up_elsewhere(tmp_path: Path) -> None:
     first = local_output(tmp_path, 1)
     first.send(delivery(1, alert(1), letters=[letter(0)]))

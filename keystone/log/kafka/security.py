@@ -298,9 +298,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _read(pipe: int, until: float) -> bytes:
     content = b""
+    poll = select.poll()  # select takes no descriptor from 1024 on, and a process with many partitions has as many
+    poll.register(pipe, select.POLLIN)
     while len(content) <= TOKEN_BYTES_MAX:
         left_s = until - time.monotonic()
-        if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
+        if left_s <= 0 or not poll.poll(left_s * 1_000):
             raise TimeoutError
         found = os.read(pipe, 1 << 16)
         if not found:
