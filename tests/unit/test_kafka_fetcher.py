@@ -197,6 +197,13 @@ def test_an_answer_from_before_a_seek_is_void(start: Start) -> None:
     assert taken(fetcher, place, 50) == batch_of(40)
 
 
+def asks_more(brokers: Brokers) -> bool:
+    """Within 0.2 s."""
+    asked = len(brokers.asked)
+    time.sleep(0.2)
+    return len(brokers.asked) > asked
+
+
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_what_nobody_polls_is_bounded(start: Start, partitions: int) -> None:
     room, most = 400_000, 40_000
@@ -206,9 +213,8 @@ def test_what_nobody_polls_is_bounded(start: Start, partitions: int) -> None:
         brokers.parts[place.partition] = [batch_of(10 * i, size=1_000) for i in range(300)]
         fetcher.add(place)
     soon(lambda: sum(place.chunk_bytes for place in places) > room - most * partitions)
-    asked = len(brokers.asked)
-    time.sleep(0.2)
-    assert len(brokers.asked) == asked
+    soon(lambda: not asks_more(brokers))  # one more may be on its way when the room is nearly used
+    assert not asks_more(brokers)
     assert sum(place.chunk_bytes for place in places) <= room + most * partitions
     assert all(request.max_bytes <= room for request in brokers.asked)
     assert min(request.max_bytes for request in brokers.asked) < room
