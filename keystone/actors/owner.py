@@ -341,6 +341,10 @@ class Owner:
             self._deliveries.append(owned)
             self._output.send(owned.unsent.popleft())
 
+    def undelivered(self) -> int:
+        """Deliveries that are not finished, those among them that were not given out."""
+        return self._output.pending() + sum(len(owned.unsent) for owned in list(self.owned.values()))
+
     def note_delivered(self) -> None:
         """Count deliveries that are finished, and tell the story of their alerts."""
         for delivery in self._output.finished():

@@ -177,8 +177,9 @@ class SessionActor(LoopActor):
         totals, owner = self._totals, self._owner
         assert owner is not None  # noqa: S101 - built
         self._measure_state()
-        totals.undelivered = 0 if self._output.flush() else self._output.pending()
+        self._output.flush()
         owner.note_delivered()
+        totals.undelivered = owner.undelivered()
         owner.save_all(LAST_CHECKPOINTS_S if self._saving.has_room() and (self._lake is None or self._lake.has_room()) else NO_ROOM_WAIT_S)
         self._output.close()
         if self._lake is not None:
@@ -218,7 +219,7 @@ class SessionActor(LoopActor):
             "received": sum(o.totals.ledger.received for o in owned),
             "dead_lettered": sum(o.totals.ledger.dead_lettered for o in owned),
             "lag_events": sum(getattr(o.reader, "lag_events", 0) for o in owned),
-            "undelivered": self._output.pending(),
+            "undelivered": owner.undelivered(),
             "unusual": sum(o.pipeline.sessions.unusual for o in owned),
             "quiet_ms": min((o.pipeline.log_time_ms for o in owned), default=0) - owner.last_append_ms,
             "silent_s": time.monotonic() - owner.last_news_s,
