@@ -104,10 +104,9 @@ def _costs(r: dict[str, Any]) -> list[str]:
     ]
     if (c := r["checkpoints"]).get("count"):
         k = r["commits"]
-        commits = f"; {k['commits']:,} commits of {k['files']:,} files, events visible there after {k['age_ms_max'] / 1_000:.0f} s at most" if k else ""
-        lines.append(
-            f"durable   {c['count']:,} checkpoints of {c['bytes'] / c['count'] / 1e6:,.0f} MB, paused for {c['pause_ms_max']:,.0f} ms at most{commits}"
-        )
+        lines.append(f"durable   {c['count']:,} checkpoints of {c['bytes'] / c['count'] / 1e6:,.0f} MB, paused for {c['pause_ms_max']:,.0f} ms at most")
+        if k:
+            lines.append(f"          {k['commits']:,} commits of {k['files']:,} files, visible there after {k['age_ms_max'] / 1_000:.0f} s at most")
     if "unit" in r:
         lines.append(f"unit      u = {r['unit']['events_per_s']:,} events/s (polars, one thread): this run {r['unit']['achieved_units']:.2f} u")
     return lines
