@@ -148,7 +148,7 @@ def sum_sessions(measured: Measured, sessions: list[SessionTotals], lake: Path |
 def note_commits(measured: Measured, status: dict[str, Any]) -> None:
     """What a committer last told of itself. ``age_ms_max``: from an event's append to the commit that made it visible in the lake."""
     measured.commits = {name: round(status[name]) for name in ("commits", "segments", "files", "commit_ms", "age_ms_max", "expired") if name in status}
-    measured.commits["cpu_s"] = round(status.get("cpu_s", 0.0), 2)
+    measured.commits["cpu_s"] = round(status.get("commit_cpu_s", 0.0), 2)
 
 
 def judge_alerts(measured: Measured, truth: pl.DataFrame, alerts: pl.DataFrame, out: Path) -> None:

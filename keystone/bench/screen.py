@@ -102,13 +102,21 @@ def _costs(r: dict[str, Any]) -> list[str]:
         "CPU us    " + ("{total:.3f} an event: fleet {fleet:.3f}, sessions {sessions:.3f}, other {other:.3f}".format(**cpu) if r["events"] else "-") + broker,
         f"memory    {memory['private_max_mib']:,.0f} MiB private, {memory['rss_max_mib']:,.0f} MiB sum of RSS{state}",
     ]
-    if (c := r["checkpoints"]).get("count"):
-        k = r["commits"]
-        lines.append(f"durable   {c['count']:,} checkpoints of {c['bytes'] / c['count'] / 1e6:,.0f} MB, paused for {c['pause_ms_max']:,.0f} ms at most")
-        if k:
-            lines.append(f"          {k['commits']:,} commits of {k['files']:,} files, visible there after {k['age_ms_max'] / 1_000:.0f} s at most")
+    lines += _durable(r)
     if "unit" in r:
         lines.append(f"unit      u = {r['unit']['events_per_s']:,} events/s (polars, one thread): this run {r['unit']['achieved_units']:.2f} u")
+    return lines
+
+
+def _durable(r: dict[str, Any]) -> list[str]:
+    c, k, us = r["checkpoints"], r["commits"], 1e6 / max(1, r["events"])
+    if not c.get("count"):
+        return []
+    each, cost = c["bytes"] / c["count"] / 1e6, f"{c['cpu_s'] * us:.3f} us an event"
+    lines = [f"durable   {c['count']:,} checkpoints of {each:,.0f} MB, {cost}, paused for {c['pause_ms_max']:,.0f} ms at most"]
+    if k:
+        seen, cost = k["age_ms_max"] / 1_000, f"{k['cpu_s'] * us:.3f} us an event"
+        lines.append(f"          {k['commits']:,} commits of {k['files']:,} files, {cost}, visible there after {seen:.0f} s at most")
     return lines
 
 
