@@ -218,6 +218,7 @@ class LogSuite:
         now_ms = time.time_ns() // 1_000_000
         soon(lambda: reader.quiet_until(time.time_ns() // 1_000_000) >= now_ms)
 
+    @pytest.mark.slow
     def test_no_record_is_from_before_what_a_reader_was_promised(self, make_log: MakeLog) -> None:
         """Threads, and pauses in which the partition falls silent."""
         self.check_promises(make_log())
@@ -388,6 +389,7 @@ class OwnLogSuite(LogSuite):
         with pytest.raises(LogClosed):
             reader.quiet_until(10_000)
 
+    @pytest.mark.slow
     def test_no_record_is_from_before_what_was_promised_by_a_clock_that_lags(self, make_log: MakeLog) -> None:
         """Each append gets a clock reading that is up to a second old."""
 

@@ -54,6 +54,7 @@ class StoreSuite(ABC):
                 assert won.count(True) == 1
                 assert bytes(store.get(f"epochs/{turn}")) == b"%d" % won.index(True)
 
+    @pytest.mark.slow
     def test_a_reader_sees_one_whole_object(self, store: Store) -> None:
         """While one writer replaces it again and again."""
         size = 300_000

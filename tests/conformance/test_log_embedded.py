@@ -251,6 +251,7 @@ def test_another_runs_directory_is_refused(log: EmbeddedLog) -> None:
         EmbeddedLog.create(log.directory, **SIZES)
 
 
+@pytest.mark.slow
 def test_a_writer_in_another_process_is_named(log: EmbeddedLog) -> None:
     log.writer(0)
     program = (

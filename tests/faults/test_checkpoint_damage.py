@@ -167,6 +167,7 @@ def unfinished(folder: Path) -> list[Path]:
     return list(folder.rglob(f"{UNFINISHED}*"))
 
 
+@pytest.mark.slow
 def test_a_writer_killed_in_mid_write_leaves_the_one_before(tmp_path: Path) -> None:
     """Until two were killed with a file half written; then its successor's first checkpoint removes what they left."""
     rests = 0
@@ -242,6 +243,7 @@ print(owner.outcome())
 """
 
 
+@pytest.mark.slow
 def test_another_process_goes_on(tmp_path: Path) -> None:
     checkpoints = Checkpoints(open_store(str(tmp_path)))
     owner = Owner(config_of(RULES, {}), seed=checkpoints.seed())

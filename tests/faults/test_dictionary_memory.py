@@ -64,6 +64,7 @@ def rich_line(i: int, sessions: int) -> bytes:
     return json.dumps(event | {"title_id": f"title {i:07d} with a long name", "region": f"r{i:x}"}, separators=(",", ":")).encode()
 
 
+@pytest.mark.slow
 def test_a_new_title_and_region_in_every_event(tmp_path: Path) -> None:
     """150,000 events of 900 sessions in two partitions, 300,000 strings; results equal those of dictionaries that only grow."""
     events, sessions, limit, per_record = 150_000, 900, 20_000, 500
@@ -125,6 +126,7 @@ def test_forgetting_at_any_time_changes_nothing(tmp_path: Path, seed: int) -> No
     assert [None if text is None else parse_json(text) for text in rows["extra"]] == [row["extra"] for row in expected.rows]
 
 
+@pytest.mark.slow
 def test_codes_above_65535_come_and_go(tmp_path: Path) -> None:
     """Sessions keep the high half of such codes apart; numbered anew they may need none, or one for the first time."""
     run = Run(tmp_path, 2, entries_max=1 << 30)

@@ -112,6 +112,7 @@ def test_a_lake_of_files_alone_fails_at_once(tmp_path: Path, monkeypatch: pytest
         lake.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_session_records_without_room_wait_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     is_full, refused, usual = True, 0, session_file.sync

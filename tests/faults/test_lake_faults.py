@@ -141,6 +141,7 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_files_and_its_successor_begins_anew(lake):
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(lake)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as child:
         for line in child.stdout:

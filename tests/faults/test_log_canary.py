@@ -123,6 +123,7 @@ def events(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actors", [(), pytest.param(("--actors", "2"), marks=pytest.mark.ray)], ids=["alone", "actors"])
 def test_a_replay_tells_nothing_of_what_it_reads(tmp_path, events, actors):
     out = tmp_path / "out"
@@ -139,6 +140,7 @@ def test_a_replay_tells_nothing_of_what_it_reads(tmp_path, events, actors):
     assert_no_canary({**told, "summary": (out / "summary.json").read_bytes()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True], ids=["damaged", "cut off"])
 def test_a_file_that_breaks_on_the_way_is_told_without_what_it_holds(tmp_path, cut):
     packed = gzip.compress(b"\n".join(good_lines() + bad_lines()[:-1]) * 500, 0)  # level 0: the canaries are in there as they are

@@ -22,6 +22,7 @@ def story(tmp_path: Path) -> Iterator[Story]:
     told.log.close()
 
 
+@pytest.mark.slow
 def test_an_actor_goes_on_where_the_last_one_ended(story: Story) -> None:
     for seed in range(3):
         story.write(seed)
@@ -32,6 +33,7 @@ def test_an_actor_goes_on_where_the_last_one_ended(story: Story) -> None:
     story.assert_all(totals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [1, 2])
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_checkpoint_damaged_after_its_files_were_committed_costs_and_doubles_nothing(story: Story, damaged: int, *, is_cut: bool) -> None:
@@ -60,6 +62,7 @@ def test_a_checkpoint_damaged_after_its_files_were_committed_costs_and_doubles_n
     story.assert_all(totals)
 
 
+@pytest.mark.slow
 def test_an_owner_that_is_fenced_writes_nothing_that_counts(story: Story) -> None:
     """Another claims its partitions in the midst of its work: it ends itself, and nothing of it is there twice."""
     story.write(0)
@@ -77,6 +80,7 @@ def test_an_owner_that_is_fenced_writes_nothing_that_counts(story: Story) -> Non
     story.assert_all(totals)
 
 
+@pytest.mark.slow
 def test_alerts_wait_while_nobody_can_say_whose_the_partition_is(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look right before they are given out may fail: they are counted, and given out later."""
     is_known, usual = False, Leases.is_held

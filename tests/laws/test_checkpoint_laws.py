@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ numbers = itertools.count()
 stops = st.lists(st.tuples(st.sampled_from([None, 0, 3, 50]), st.integers(0, 4000), st.booleans()), min_size=6, max_size=6)
 
 
+@pytest.mark.slow
 @calm
 @given(events=fleets(), places=places, stops=stops, wait=end_waits)
 def test_going_on_from_a_checkpoint_elsewhere_changes_nothing(events: Events, places: list[int], stops: list[Any], wait: int) -> None:

@@ -39,6 +39,7 @@ def test_corpus(order: int) -> None:
     assert_same(b"\n".join(lines), Decoder(rows_max=64, seed=order))
 
 
+@pytest.mark.slow
 def test_corpus_of_large_lines() -> None:
     assert_same(b"\n".join(corpus.SIZES), Decoder(seed=1))
 
@@ -86,12 +87,14 @@ def lines(draw: st.DrawFn) -> bytes:
     return ("{" + comma.join(text(k) + colon + text(v) for k, v in members) + "}").encode("utf-8", "surrogatepass")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=8))
 def test_objects_decode_as_the_reference_does(batch: list[bytes]) -> None:
     assert_same(b"\n".join(batch), DECODER)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(lines(), st.integers(0, 400), st.binary(min_size=1, max_size=3)), min_size=1, max_size=5))
 def test_broken_objects_decode_as_the_reference_does(batch: list[tuple[bytes, int, bytes]]) -> None:

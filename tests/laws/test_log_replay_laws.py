@@ -50,6 +50,7 @@ def live(story: Story, *pauses_s: float) -> list[int]:
     return moments
 
 
+@pytest.mark.slow
 def test_the_whole_log_gives_what_the_live_run_gave(story: Story) -> None:
     live(story, 0.6)
     lake, again = story.folder / "lake", story.folder / "again"
@@ -66,6 +67,7 @@ def test_the_whole_log_gives_what_the_live_run_gave(story: Story) -> None:
     assert places.select(PLACES).sort(PLACES).to_dicts() == events.select(PLACES).sort(PLACES).to_dicts()
 
 
+@pytest.mark.slow
 def test_processes_share_the_partitions(story: Story) -> None:
     live(story)
     result = replay(story, "--against", str(story.folder / "lake"), "--actors", "2")
@@ -73,6 +75,7 @@ def test_processes_share_the_partitions(story: Story) -> None:
     assert summary(story)["actors"] == 2
 
 
+@pytest.mark.slow
 def test_what_the_lake_does_not_have_yet_is_not_compared(story: Story) -> None:
     live(story)
     story.write(5)
@@ -80,6 +83,7 @@ def test_what_the_lake_does_not_have_yet_is_not_compared(story: Story) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_other_rules_are_told_as_differences(story: Story) -> None:
     live(story)
     result = replay(story, "--against", str(story.folder / "lake"), settings=("--set", "detection.loop_threshold=2"))
@@ -92,6 +96,7 @@ def test_other_rules_are_told_as_differences(story: Story) -> None:
     assert [row["side"] for row in rows].count("live") == found["only_live"]
 
 
+@pytest.mark.slow
 def test_a_range_gives_its_own_records_and_alerts(story: Story) -> None:
     first, _ = live(story, 0.8)
     lake = story.folder / "lake"
@@ -125,6 +130,7 @@ def test_what_must_be_changed_is_said_in_a_line(story: Story, words: tuple[str, 
     assert result.exit_code != 0
 
 
+@pytest.mark.slow
 def test_offsets_stay_where_the_live_run_left_them(story: Story) -> None:
     live(story)
     before = [story.log.stats(p) for p in range(PARTITIONS)]

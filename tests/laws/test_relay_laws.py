@@ -86,6 +86,7 @@ def finish(fleet: RelayFleet):
     return fleet._close()
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 80)), max_size=3), st.integers(0, 3))
 @settings(max_examples=25)
 def test_the_log_is_what_one_process_would_have_sent(lives: Sequence[tuple[int, int]], before: int) -> None:

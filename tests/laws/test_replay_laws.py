@@ -76,6 +76,7 @@ def test_dirty_files_replay_as_the_reference_does(tmp_path: Path, seed: int, par
     assert_results(tmp_path / "out", text, partitions)
 
 
+@pytest.mark.slow
 def test_oversize_lines_and_every_size_of_the_corpus(tmp_path: Path) -> None:
     text = b"\n".join([*corpus.SIZES, b"x" * 5_000_000, b" " * 9_000_000, corpus.HEAD + b"}"])
     (tmp_path / "events.ndjson").write_bytes(text)
@@ -93,6 +94,7 @@ def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"alerts.ndjson", "sessions.parquet", "dead_letters.ndjson", "summary.json", "lake"}
 
 
+@pytest.mark.slow
 def test_several_files_packed_and_from_standard_input(tmp_path: Path) -> None:
     """Numbers of lines go on through the files in the order given."""
     parts = [dirty_text(seed, 300).rstrip(b"\r\n") + b"\n" for seed in (21, 22, 23)]

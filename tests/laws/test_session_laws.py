@@ -80,6 +80,7 @@ def test_batch_cuts_do_not_change_results(events: Events, places: list[int], wai
     assert table.outcome() == reference_outcome(events, end=end, session=RULES, **DETECTION)
 
 
+@pytest.mark.slow
 @calm
 @given(events=fleets(), places=places)
 def test_a_plain_file_has_no_timers(events: Events, places: list[int]) -> None:
@@ -92,6 +93,7 @@ def test_a_plain_file_has_no_timers(events: Events, places: list[int]) -> None:
     assert table.outcome() == reference_outcome(events, end=None, has_log_time=False, session=RULES, **DETECTION)
 
 
+@pytest.mark.slow
 @calm
 @given(events=fleets(), partitions=st.integers(1, 3), wait=end_waits)
 def test_partitions_do_not_change_results(events: Events, partitions: int, wait: int) -> None:
@@ -105,6 +107,7 @@ def test_partitions_do_not_change_results(events: Events, partitions: int, wait:
     assert canonical(session for table in tables for session in table.sessions) == sessions
 
 
+@pytest.mark.slow
 @calm
 @given(
     events=fleets(),
@@ -122,6 +125,7 @@ def test_a_restore_elsewhere_does_not_change_results(events: Events, places: lis
     assert table.outcome() == reference_outcome(events, end=end, session=RULES, **DETECTION)
 
 
+@pytest.mark.slow
 @calm
 @given(events=fleets(), places=places, shares=st.lists(st.floats(0, 1), min_size=6, max_size=6), wait=end_waits)
 def test_when_timers_are_swept_does_not_change_results(events: Events, places: list[int], shares: list[float], wait: int) -> None:
@@ -136,6 +140,7 @@ def test_when_timers_are_swept_does_not_change_results(events: Events, places: l
     assert table.outcome() == reference_outcome(events, end=end, session=RULES, **DETECTION)
 
 
+@pytest.mark.slow
 @calm
 @given(
     events=fleets(jumps=False),

@@ -116,6 +116,7 @@ plans = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(plan=plans)
 def test_truth_is_what_the_events_say(plan):

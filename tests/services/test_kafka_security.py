@@ -99,6 +99,7 @@ def test_a_password_file(secure_kafka: KafkaCluster, topic: str, tmp_path: Path)
     round_trip(url_of(secure_kafka, topic), settings(secure_kafka, sasl_password=None, sasl_password_file=str(tmp_path / "secret")))
 
 
+@pytest.mark.slow
 def test_a_client_certificate(mutual_kafka: KafkaCluster) -> None:
     create_topic(mutual_kafka.internal_servers, "mutual")
     config = KafkaConfig(
@@ -120,6 +121,7 @@ def token_settings(cluster: KafkaCluster, program: str) -> KafkaConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_token_by_a_command(token_kafka: KafkaCluster) -> None:
     create_topic(token_kafka.internal_servers, "tokens")
     round_trip(url_of(token_kafka, "tokens"), token_settings(token_kafka, f"print({token()!r})"))
@@ -348,6 +350,7 @@ def test_a_password_that_the_broker_changes_and_changes_back(secure_kafka: Kafka
         assert records.text[records.starts[0] : records.ends[0]].tobytes() == b"meanwhile"
 
 
+@pytest.mark.slow
 def test_tokens_that_expire_are_renewed_under_a_running_client(token_kafka: KafkaCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By logging in again on the same connections; and where the command fails for a while, later."""
     create_topic(token_kafka.internal_servers, "expiring")

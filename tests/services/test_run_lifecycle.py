@@ -126,7 +126,9 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
             Confluent().produce(topics.servers, topics.name, runs.singles(part, None))
             time.sleep(0.7)  # files of the lake come into place, alerts into the topic
         assert topics.alerts()
-        actors = run.session_actors()
+        until_s = time.monotonic() + 60
+        while len(actors := run.session_actors()) < 3 and time.monotonic() < until_s:
+            time.sleep(0.1)  # the one that stands by may come after the others have begun
         assert len(actors) == 3
         os.kill(actors[0].pid, signal.SIGKILL)
         Confluent().produce(topics.servers, topics.name, runs.singles(parts[2], None))

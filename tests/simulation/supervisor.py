@@ -31,6 +31,7 @@ class Ward:
     is_down: bool = False
     is_lost: bool = False
     let_go: dict[int, int] = field(default_factory=dict)
+    doubled: int = 0  # how often another was started beside it: what was asked of the earlier one is not this one's answer
 
 
 class Supervisor(Process):
@@ -39,7 +40,7 @@ class Supervisor(Process):
         super().__init__(place.world, "supervisor")
         self.place = place
         self.ownership = Ownership(range(partitions), wanted)
-        self._news: list[tuple[Ward, Actor, dict[str, Any] | None]] = []
+        self._news: list[tuple[Ward, int, Actor, dict[str, Any] | None]] = []  # int: ``doubled`` when it was asked
         self._adopting_until_ms = self.world.now_ms + int(ADOPT_WAIT_S * 1_000) if before is not None else 0
         if before is not None:
             self.wards = [self._adopted(ward) for ward in before.wards]
@@ -60,7 +61,11 @@ class Supervisor(Process):
         """Another, while the one there goes on until it notices."""
         for ward in self.wards:
             if ward.kind == COMMITTER:
-                self._start(ward, 0)
+                self._double(ward)
+
+    def _double(self, ward: Ward) -> None:
+        ward.doubled += 1
+        self._start(ward, 0)
 
     # --- actors -------------------------------------------------------------------------------------------------------------
     def _ward(self, name: str, kind: str) -> Ward:
@@ -86,22 +91,24 @@ class Supervisor(Process):
         """Ray's part: a dead process is noticed and started anew."""
         if self.is_dead or ward.actor is not dead:
             return
-        news, delay_ms = Mailbox(self.world, self), self.world.rng.choice((0, 100, 1_000))
-        was_asked, has_answered = ward.is_asked, bool(ward.back.letters)
+        to_us, delay_ms = Mailbox(self.world, self), self.world.rng.choice((0, 100, 1_000))
+        was_asked = ward.is_asked
+        has_answered = bool(ward.back.letters) or any(w is ward and d == ward.doubled for w, d, *_ in self._news)  # a question has one outcome
         self._start(ward, self.world.rng.choice((500, 4_000)))
         ward.is_asked = was_asked
         if was_asked and not has_answered:
-            news.send(lambda: self._news.append((ward, dead, None)), delay_ms)
+            doubled = ward.doubled
+            to_us.send(lambda: self._news.append((ward, doubled, dead, None)), delay_ms)
 
     def _delay_ms(self) -> int:
         return self.world.rng.choice((0, 1, 5, 200))
 
     def _ask(self, ward: Ward) -> None:
-        actor, back = ward.actor, ward.back
+        actor, back, doubled = ward.actor, ward.back, ward.doubled
 
         def answer() -> None:
             status = actor.status()
-            back.send(lambda: self._news.append((ward, actor, status)), self._delay_ms())
+            back.send(lambda: self._news.append((ward, doubled, actor, status)), self._delay_ms())
 
         ward.is_asked = True
         ward.to.send(answer, self._delay_ms())
@@ -120,7 +127,9 @@ class Supervisor(Process):
 
     def _poll(self) -> None:
         news, self._news = self._news, []
-        for ward, actor, status in news:
+        for ward, doubled, actor, status in news:
+            if doubled != ward.doubled:
+                continue
             ward.is_asked = False
             if status is None:
                 self._note_death(ward)
@@ -178,7 +187,7 @@ class Supervisor(Process):
             return
         if ward.kind == COMMITTER:
             ward.answered_ms = self.world.now_ms
-            self._start(ward, 0)
+            self._double(ward)
         elif not ward.is_lost and self._can_replace(ward):
             ward.is_lost = True
             self.world.count("lost", f"{ward.name} is silent")

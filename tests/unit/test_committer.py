@@ -126,6 +126,7 @@ def actor_of(lake, tmp_path, **settings):
     return actor
 
 
+@pytest.mark.slow
 def test_the_actor_commits_until_it_is_told_to_finish(tables, lake, tmp_path, checkpoints):
     owner = Owner(lake)
     segments = [owner.segment()]

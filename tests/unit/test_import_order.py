@@ -115,6 +115,7 @@ def test_layers_name_only_what_exists_or_is_designed():
     assert set(LAYER_OF) - designed <= there
 
 
+@pytest.mark.slow
 def test_the_core_loads_neither_ray_nor_kafka():
     program = "import sys, keystone.pipeline; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)

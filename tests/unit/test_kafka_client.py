@@ -148,6 +148,7 @@ def test_closing_while_a_handshake_waits() -> None:
             assert isinstance(connecting.end(), (LogClosed, UsageError))
 
 
+@pytest.mark.slow
 def test_a_broker_that_fails_while_in_use_is_told_of_once_and_again_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "keystone.log.kafka")
     refuses = threading.Event()

@@ -180,6 +180,7 @@ def test_plaintext_to_another_machine_is_refused_before_anything_is_sent() -> No
 
 
 # --- where brokers send clients -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_addresses_that_a_broker_advertises_in_vain() -> None:
     port = closed_port()
     with Broker(advertised=port).listening() as place:

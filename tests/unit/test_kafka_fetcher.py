@@ -204,6 +204,7 @@ def asks_more(brokers: Brokers) -> bool:
     return len(brokers.asked) > asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_what_nobody_polls_is_bounded(start: Start, partitions: int) -> None:
     room, most = 400_000, 40_000
@@ -223,6 +224,7 @@ def test_what_nobody_polls_is_bounded(start: Start, partitions: int) -> None:
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [LOST, errors.NodeNotReadyError("backoff"), errors.NotLeaderForPartitionError, errors.KafkaStorageError, errors.UnknownTopicIdError, ValueError()]
 )

@@ -366,6 +366,7 @@ def test_a_token_command_runs_in_a_process_with_many_files_open() -> None:
             os.close(file)
 
 
+@pytest.mark.slow
 def test_a_token_command_that_is_slow_is_ended_with_all_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(security, "TOKEN_COMMAND_WAIT_S", 0.7)
     for script in (f"sleep 60 & echo $! > {tmp_path}/child; echo canary; wait", f"sleep 60 & echo $! > {tmp_path}/child; exec >&-; wait"):

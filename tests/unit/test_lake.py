@@ -76,6 +76,7 @@ def test_batches_of_any_size(tmp_path, size):
     assert read(tmp_path) == rows
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(cuts=st.lists(st.integers(1, 5999), max_size=6), group=st.sampled_from([1, 500, 4096, 131_072]))
 def test_cuts_and_row_groups_change_nothing(tmp_path_factory, cuts, group):
@@ -144,6 +145,7 @@ def test_values_or_nulls_that_are_rare(tmp_path, every, is_rare):
     assert read(tmp_path) == rows
 
 
+@pytest.mark.slow
 @given(gaps=st.lists(st.integers(1, 200), min_size=1, max_size=40), first=st.booleans())
 @settings(max_examples=50)
 def test_runs_of_nulls_and_values(tmp_path_factory, gaps, first):
@@ -416,6 +418,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
         LakeWriter(tmp_path / "taken" / "lake", LakeConfig())
 
 
+@pytest.mark.slow
 @given(cuts=st.lists(st.integers(1, 2999), max_size=4), junk=st.booleans(), share=st.sampled_from([0.001, 0.3]))
 @settings(max_examples=20)
 def test_days_mixed_in_a_batch(tmp_path_factory, cuts, junk, share):

@@ -34,6 +34,7 @@ def many(lake, partitions=2, each=6, **fields):
 
 
 # --- snapshots -----------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_history_and_metadata_stay_short(tables, lake):
     owner, segments = Owner(lake), []
     for _ in range(30):
@@ -118,6 +119,7 @@ def test_a_lost_record_of_what_was_seen_only_delays(tables, lake):
 
 
 # --- compaction ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_small_files_become_one_of_each_partition_and_day(tables, lake):
     owners, segments = many(lake, days=(0, -1))
     tables.commit(segments, 1)
@@ -156,6 +158,7 @@ def test_rows_stay_what_they_were(tables, lake):
         assert tables.load(name).scan().to_arrow().sort_by(key).equals(before[name].sort_by(key))
 
 
+@pytest.mark.slow
 def test_the_stream_appends_meanwhile(tables, lake, monkeypatch):
     owners, segments = many(lake)
     tables.commit(segments, 1)

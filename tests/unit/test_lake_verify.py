@@ -156,6 +156,7 @@ def test_what_the_lake_lacks_is_told(tables, lake, tmp_path, capsys):
 
 
 # --- the other commands ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_files_compact_and_expire(tables, lake, capsys):
     committed(tables, lake, count=6)
     status, out, err = told(capsys, "lake", "files", "--lake", str(lake))

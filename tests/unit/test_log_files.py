@@ -140,6 +140,7 @@ def test_every_legal_line_comes_whole(tmp_path, length, end):
         assert getattr(seen[1][1], "length", None) or len(seen[1][1]) == length
 
 
+@pytest.mark.slow
 def test_standard_input(tmp_path):
     program = "from keystone.log.files import read_ndjson\nprint([(b.text[:b.size].tobytes(), b.first_line) for b in read_ndjson(['-'])])"
     for content in (b"a\nb", gzip.compress(b"a\nb")):

@@ -50,6 +50,7 @@ def test_the_default_place_is_the_same_for_every_process(tmp_path: Path) -> None
     assert there.directory.name == "telemetry"
 
 
+@pytest.mark.slow
 def test_an_embedded_log_is_made_once_by_many_who_come_at_once(tmp_path: Path) -> None:
     url = f"embedded:{tmp_path / 'deep' / 'log'}"
     with multiprocessing.get_context("spawn").Pool(3) as pool:

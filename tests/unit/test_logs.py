@@ -369,6 +369,7 @@ def test_closing_gives_up_on_a_stuck_reader(stuck):
     assert handle.dropped == 1_000
 
 
+@pytest.mark.slow
 def test_a_program_ends_whose_standard_error_nobody_reads():
     started = program("logs.configure(LogsConfig(repeats_max=10**6))\nfor i in range(3000): logs.get('keystone.x').info('record', i=i)", stderr=subprocess.PIPE)
     try:

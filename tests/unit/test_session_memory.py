@@ -53,6 +53,7 @@ def test_names_come_back_byte_for_byte(ids: list[tuple[str, str, str | None]]) -
         ("dev-00000001", 10), ("a b c", 6),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_names_are_spelled_short(text: str, size: int) -> None:
     memory = np.zeros(64, np.uint8)
     data = np.frombuffer(text.encode() or b"\0", np.uint8).copy()
@@ -113,6 +114,7 @@ def test_keys_that_collide_in_the_index() -> None:
     assert (canonical(run.alerts), canonical(run.sessions), run.table.active) == (alerts, sessions, 0)
 
 
+@pytest.mark.slow
 def test_growth_loses_nothing() -> None:
     events = [(event("Start", i, session_id=str(i), title_id=f"t{i % 7}"), NOW) for i in range(20_000)]
     run = Run()
@@ -125,6 +127,7 @@ def test_growth_loses_nothing() -> None:
     assert found == [(i, i + 5, 2, f"t{i % 7}") for i in range(20_000)]
 
 
+@pytest.mark.slow
 def test_rows_are_used_again() -> None:
     run = Run()
     sizes = []

@@ -36,6 +36,7 @@ def lines_of(fleet):
         assert first == frames.intended_ms.size
 
 
+@pytest.mark.slow
 def test_lines_carry_the_fields_of_their_kind():
     seen, sessions = defaultdict(list), set()
     for line, event in lines_of(PartitionFleet(FleetPlan(eps=3000, seconds=20, devices=9_000, partitions=1, bad_path_share=0.05), 0)):
@@ -69,6 +70,7 @@ def test_families_spell_in_their_own_order():
     assert len(orders) == 3
 
 
+@pytest.mark.slow
 def test_sessions_are_in_order_and_devices_are_replaced():
     last, by_device, kinds = {}, defaultdict(set), defaultdict(list)
     fleet = PartitionFleet(FleetPlan(eps=2000, seconds=60, devices=3_000, partitions=1), 0)

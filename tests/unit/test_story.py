@@ -182,6 +182,7 @@ def test_few_sessions_are_all_told(clock: Clock) -> None:
     assert len(stage.tap.drain()) == stage.tap.told == stage.tap.scenes == 40 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sessions_per_s", [200, 3_000])
 def test_of_many_a_few_are_told_whole_and_stand_for_the_others(clock: Clock, sessions_per_s: int) -> None:
     stage = Stage()
