@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; no event passes through it
 PROBE_WAIT_S = 60.0
 STOP_WAIT_S = 5.0  # for Ray's processes to end by themselves before they are ended
+HEAD_LOOK_S = 0.5  # between two looks whether Ray's head process lives
+HEAD = "gcs_server"
 TEMP_DIR_LETTERS_MAX = 40  # of a socket's 107: Ray appends /session_<date>_<pid>/sockets/plasma_store
 
 #: What Ray and its workers inherit. One thread a library: parallelism is the number of actors, and a pool of
@@ -46,11 +50,18 @@ _ENVIRONMENT = {
 
 
 class RayRuntime:
-    """One private Ray. ``with RayRuntime() as runtime``, or ``start`` and ``stop``; ``stop`` may be repeated."""
+    """One private Ray. ``with RayRuntime() as runtime``, or ``start`` and ``stop``; ``stop`` may be repeated.
 
-    def __init__(self) -> None:
+    Without its head process nothing can be asked or stopped any more: every call waits for 60 s, and then Ray ends the process
+    with words of its own. So when that one dies this program says so, ends what it started, and exits with 1. ``scratch``: a
+    directory that is removed then, for who made it cannot.
+    """
+
+    def __init__(self, scratch: Path | None = None) -> None:
+        self._scratch = scratch
         self._temp_dir: Path | None = None
         self._own_pids: list[psutil.Process] = []
+        self._stopping = threading.Event()
 
     @property
     def temp_dir(self) -> Path | None:
@@ -83,11 +94,38 @@ class RayRuntime:
         # Ray writes of dead workers to this process's stdout, whatever it is told; the supervisor says it in a line.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None  # noqa: SLF001 - there is no public way
         self._own_pids = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        self._stopping.clear()
+        for head in self._own_pids:
+            if head.name() == HEAD:
+                threading.Thread(target=self._watch, args=(head,), name="ray-head", daemon=True).start()
+
+    def _watch(self, head: psutil.Process) -> None:
+        while _lives(head):
+            if self._stopping.wait(HEAD_LOOK_S):
+                return
+        if self._stopping.is_set():
+            return
+        line = f"Error: Ray's head process ({HEAD}, {head.pid}) died: start again, to go on where the state says. It may have been killed for want of memory"
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+        self._kill_all()
+        os._exit(1)  # other threads wait for Ray, and it answers nobody
+
+    def _kill_all(self) -> None:
+        processes = [p for parent in self._own_pids for p in (parent, *_descendants(parent))]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=STOP_WAIT_S)
+        for directory in (self._temp_dir, self._scratch):
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def stop(self) -> None:
         """Stop Ray, end what of it is still there after a while, and remove its files."""
         import ray
 
+        self._stopping.set()
         if ray.is_initialized():
             # Workers started since, and everything below them: known only while their parents still live.
             known = {p.pid for p in self._own_pids}
@@ -129,6 +167,13 @@ def remote_class(cls: type, **options: Any) -> Any:
     import ray
 
     return ray.remote(num_cpus=0, **options)(cls)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

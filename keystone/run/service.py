@@ -107,7 +107,7 @@ class Service:
         # In a session of its own: Ctrl-C is ours, there it would end in a traceback.
         warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
-            with RayRuntime():
+            with RayRuntime(work_dir):
                 on_ray()
                 if _ended(warming, is_stopped) != 0:
                     raise UsageError("the kernels do not compile here: see the message above")

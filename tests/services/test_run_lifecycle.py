@@ -105,6 +105,25 @@ def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path, wait_s: float) -
     assert list((tmp_path / "lake").iterdir()) == []
 
 
+def test_a_run_without_the_head_of_its_ray_ends_with_a_line_and_goes_on_when_started_again(tmp_path: Path) -> None:
+    log, lake = tmp_path / "log", tmp_path / "lake"
+    EmbeddedLog.create(log, partitions=2, segment_bytes=1 << 20, retention_bytes=4 << 20).close()
+    words = ("run", "--log", f"embedded:{log}", "--lake", str(lake), "--no-story", "--until-idle", "2")
+    with Command(*words) as run:
+        run.wait_for("(?m)^reading ")
+        append(log, 30, "before")
+        [head] = [p for p in run.family() if p.name() == "gcs_server"]
+        head.kill()
+        assert run.end() == 1
+        [line] = run.err.splitlines()
+        assert line.startswith(f"Error: Ray's head process (gcs_server, {head.pid}) died: start again")
+        assert not [p for p in run.family() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    append(log, 5, "after")
+    later = runs.command(*words)
+    assert later.status == 0, later.err
+    assert rows_of(lake).sort("offset")["device_id"].to_list() == ["before"] * 30 + ["after"] * 5
+
+
 def test_ctrl_c_leaves_nothing_of_a_doctor(tmp_path: Path) -> None:
     with Command("doctor", "--log", f"embedded:{tmp_path / 'log'}") as command:
         command.wait_for("kernels ")
