@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from keystone.sinks.iceberg.verify import Verdict
 
 EXIT_FAIL: Final = 1
+GIVE_WAY: Final = 15  # of 19 steps of niceness: compaction takes a whole core while it reads and writes, and the stream's alerts do not wait for it
 TABLES: Final = ("events", "sessions", "alerts")
 _LAKE: Final = click.option("--lake", required=True, metavar="DIR", help="Of a run; or s3://BUCKET/PREFIX, with lake.catalog set.")
 
@@ -94,7 +96,8 @@ def _range(pair: tuple[int, int]) -> str:
 @click.option("--date", default=None, metavar="YYYY-MM-DD", help="Of this day's events only.  [default: everything]")
 @config_options
 def compact_command(**given: Any) -> None:
-    """Join small files into large ones. The stream may go on."""
+    """Join small files into large ones. The stream may go on, and comes first where they share a machine."""
+    os.nice(GIVE_WAY)
     from keystone.sinks.iceberg.compaction import compact
 
     config = load_config(given["config_file"], given["settings"])
