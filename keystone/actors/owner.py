@@ -40,6 +40,7 @@ TRY_AGAIN_S: Final = 1.0  # to take over, where store or log did not answer
 LATER: Final = (StoreUnavailable, LogUnreachable, SinkBusy)  # errors that say so
 REPLAY_BYTES: Final = 192 << 20  # of all that one owns: ~0.8 s of reading until whoever takes over is where the last one was
 SAVING_SHARE: Final = 0.05  # of a core, at most, for checkpoints that are taken earlier because of that
+BEHIND_MS: Final = 500  # log time against ours, from which no checkpoint is taken earlier: at 1M events/s each stands still for 20-100 ms
 LATE_SHARE: Final = 0.5  # of the interval, by which a checkpoint may be late for those of other partitions
 DEAF_S: Final = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 
@@ -97,6 +98,15 @@ class Figures:
     checkpoint_bytes: int = 0
     pause_ms_max: float = 0.0
     takings: deque[dict[str, Any]] = None  # type: ignore[assignment]
+
+
+def is_worth_it(replay_bytes: int, since_s: float, cpu_s: float, late_ms: int) -> bool:
+    """Whether to take checkpoints before they are due, of all that one owns.
+
+    Who takes over would have ``replay_bytes`` to read before anything new is said, and ``cpu_s`` for all of them is little of ``since_s``.
+    Not while we are ourselves ``late_ms`` behind the log.
+    """
+    return late_ms <= BEHIND_MS and replay_bytes >= REPLAY_BYTES and since_s * SAVING_SHARE >= cpu_s
 
 
 class Owner:
@@ -357,18 +367,16 @@ class Owner:
     def _take_when_due(self, owned: Owned, now_s: float) -> None:
         interval_s = self._config.checkpoint.interval_ms / 1_000
         is_urgent = owned.is_leaving or owned.bytes_since >= self._rules.checkpoint_bytes or now_s >= owned.due_s + LATE_SHARE * interval_s
-        is_due = now_s >= owned.due_s or self._is_much_to_replay(owned, now_s, interval_s)
+        is_due = now_s >= owned.due_s or self._is_early(owned, now_s, interval_s)
         is_due = is_urgent or (is_due and not self._under_way)  # one after the other: copies share one room
         if owned.taken is None and is_due and owned.echo is None:
             self._take(owned)
             owned.due_s = now_s + interval_s
         owned.put_when_delivered(self._saving.put)
 
-    def _is_much_to_replay(self, owned: Owned, now_s: float, interval_s: float) -> bool:
-        """Who takes over would read for long before anything new is said, and a checkpoint costs little."""
-        count = len(self.owned)
-        since_s = now_s - (owned.due_s - interval_s)
-        return owned.bytes_since * count >= REPLAY_BYTES and since_s * SAVING_SHARE >= owned.save_cpu_s * count
+    def _is_early(self, owned: Owned, now_s: float, interval_s: float) -> bool:
+        since_s, count = now_s - (owned.due_s - interval_s), len(self.owned)
+        return is_worth_it(owned.bytes_since * count, since_s, owned.save_cpu_s * count, self._clock.now_ms() - owned.pipeline.log_time_ms)
 
     def _take(self, owned: Owned) -> None:
         self._give_out(owned, owned.pipeline.settle(), has_records=False)
