@@ -30,8 +30,8 @@ FAULTS = (
     "partitions added",
     "supervisor replaced",
     "committers doubled",
-    "repeats",
 )
+RARE = ("repeats",)  # in one of twenty schedules: a hundred may be without
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +54,8 @@ def test_schedules_keep_every_promise(portion: int, pytestconfig: pytest.Config)
             happened += Counter(run(seed).counts)
         except Violation as violation:
             pytest.fail(f"seed {seed}: {violation}\n{replay_command(seed)}", pytrace=False)
-    if len(seeds) >= 100:
-        assert [fault for fault in FAULTS if not happened[fault]] == []
+    expected = (FAULTS if len(seeds) >= 100 else ()) + (RARE if len(seeds) >= 1_000 else ())
+    assert [fault for fault in expected if not happened[fault]] == []
 
 
 def test_a_seed_gives_the_same_schedule_each_time() -> None:
