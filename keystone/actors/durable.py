@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RETRY_EVERY_S: Final = 1.0  # where the store or the disk takes nothing now
+REPLAY_BYTES: Final = 192 << 20  # of all that one owns: ~0.8 s of reading until whoever takes over is where the last one was
+SAVING_SHARE: Final = 0.05  # of a core, at most, for checkpoints that are taken earlier because of that
+BEHIND_MS: Final = 500  # log time against ours, from which no checkpoint is taken earlier: at 1M events/s each stands still for 20-100 ms
 CUT_LOOK_S: Final = 0.5  # between two looks whether the lake has failed while we wait for its files
 
 log = get(__name__)
@@ -227,3 +230,12 @@ class CheckpointThread:
             if self._is_stopping:
                 return False
         return True
+
+
+def is_worth_it(replay_bytes: int, since_s: float, cpu_s: float, late_ms: int) -> bool:
+    """Whether to take checkpoints before they are due, of all that one owns.
+
+    Who takes over would have ``replay_bytes`` to read before anything new is said, and ``cpu_s`` for all of them is little of ``since_s``.
+    Not while we are ourselves ``late_ms`` behind the log.
+    """
+    return late_ms <= BEHIND_MS and replay_bytes >= REPLAY_BYTES and since_s * SAVING_SHARE >= cpu_s

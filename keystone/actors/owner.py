@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from keystone.actors.durable import Taken
+from keystone.actors.durable import Taken, is_worth_it
 from keystone.actors.outputs import Delivery, Output
 from keystone.actors.owned import Echo, Owned, PartitionTotals
 from keystone.actors.story import StoryTap
@@ -38,9 +38,6 @@ POLL_BYTES_MAX: Final = 2 << 20  # ~8,000 events, ~6 ms of work: then it is the 
 TIMERS_EVERY_MS: Final = 10  # of a partition without new records; a look costs ~20 us
 TRY_AGAIN_S: Final = 1.0  # to take over, where store or log did not answer
 LATER: Final = (StoreUnavailable, LogUnreachable, SinkBusy)  # errors that say so
-REPLAY_BYTES: Final = 192 << 20  # of all that one owns: ~0.8 s of reading until whoever takes over is where the last one was
-SAVING_SHARE: Final = 0.05  # of a core, at most, for checkpoints that are taken earlier because of that
-BEHIND_MS: Final = 500  # log time against ours, from which no checkpoint is taken earlier: at 1M events/s each stands still for 20-100 ms
 LATE_SHARE: Final = 0.5  # of the interval, by which a checkpoint may be late for those of other partitions
 DEAF_S: Final = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 
@@ -98,15 +95,6 @@ class Figures:
     checkpoint_bytes: int = 0
     pause_ms_max: float = 0.0
     takings: deque[dict[str, Any]] = None  # type: ignore[assignment]
-
-
-def is_worth_it(replay_bytes: int, since_s: float, cpu_s: float, late_ms: int) -> bool:
-    """Whether to take checkpoints before they are due, of all that one owns.
-
-    Who takes over would have ``replay_bytes`` to read before anything new is said, and ``cpu_s`` for all of them is little of ``since_s``.
-    Not while we are ourselves ``late_ms`` behind the log.
-    """
-    return late_ms <= BEHIND_MS and replay_bytes >= REPLAY_BYTES and since_s * SAVING_SHARE >= cpu_s
 
 
 class Owner:

@@ -105,7 +105,7 @@ class RayRuntime:
                 return
         if self._stopping.is_set():
             return
-        line = f"Error: Ray's head process ({HEAD}, {head.pid}) died: start again, to go on where the state says. It may have been killed for want of memory"
+        line = f"Error: Ray's head process ({HEAD}, {head.pid}) died, for want of memory perhaps: start again (a run goes on where its state says)"
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
         self._kill_all()

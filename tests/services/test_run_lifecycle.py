@@ -116,7 +116,7 @@ def test_a_run_without_the_head_of_its_ray_ends_with_a_line_and_goes_on_when_sta
         head.kill()
         assert run.end() == 1
         [line] = run.err.splitlines()
-        assert line.startswith(f"Error: Ray's head process (gcs_server, {head.pid}) died: start again")
+        assert line.startswith(f"Error: Ray's head process (gcs_server, {head.pid}) died, for want of memory perhaps: start again")
         assert not [p for p in run.family() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     append(log, 5, "after")
     later = runs.command(*words)

@@ -87,7 +87,9 @@ def open_catalog(place: Place, properties: Mapping[str, str], *, is_made: bool) 
         reason = str(error).splitlines()[0]
         if "database is locked" in reason and place.directory is not None:
             held = place.directory / CATALOG_FILE
-            reason = f"another process has held {held} for {SQLITE_WAIT_S} s: if it was stopped in its midst, let it go on, or kill it"
+            raise UsageError(
+                f"lake {place.root}: another process has held {held} for {SQLITE_WAIT_S} s: if it was stopped in its midst, let it go on, or kill it"
+            ) from error
         raise UsageError(f"lake {place.root}: its catalog cannot be opened: {reason:.200}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keystone.actors.owner import BEHIND_MS, REPLAY_BYTES, SAVING_SHARE, is_worth_it
+from keystone.actors.durable import BEHIND_MS, REPLAY_BYTES, SAVING_SHARE, is_worth_it
 
 CPU_S = 0.4
 LONG_S = CPU_S / SAVING_SHARE
