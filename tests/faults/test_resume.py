@@ -12,7 +12,7 @@ import pytest
 
 from keystone.actors.leases import Leases
 from keystone.actors.trail import alerts_path, trail_names
-from tests.stories import IDLE_MS, Story
+from tests.stories import IDLE_MS, PARTITIONS, Story
 
 
 @pytest.fixture
@@ -67,10 +67,14 @@ def test_an_owner_that_is_fenced_writes_nothing_that_counts(story: Story) -> Non
     """Another claims its partitions in the midst of its work: it ends itself, and nothing of it is there twice."""
     story.write(0)
     first = story.begin()
+    until = time.monotonic() + 30
+    while len(first.status().get("partitions", ())) < PARTITIONS:
+        assert time.monotonic() < until, first.status()
+        time.sleep(0.01)  # or it might claim after the second, and fence that one
     time.sleep(0.8)
     story.write(1)
     second = story.begin()
-    until = time.monotonic() + 120  # a disk that others keep busy may let a claim wait
+    until = time.monotonic() + 30
     while not first.status()["is_fenced"]:
         assert time.monotonic() < until, (first.status(), second.status())
         time.sleep(0.01)
