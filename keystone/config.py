@@ -75,6 +75,8 @@ class LakeConfig(_Frozen):
     compact_files_min: Annotated[int, Field(ge=2)] = 5  # small files of a day that are worth a rewrite
     orphan_age_ms: Positive = 86_400_000  # that a file is seen to be in no snapshot before it is deleted: the longest query that still reads it
     sweep_interval_ms: Positive = 3_600_000  # between looks for such files: each lists the whole lake
+    home_dir: str | None = None  # of what lakes in buckets keep on this machine: catalog, state, spool; none: ~/.local/share/keystone/lakes
+    spool_bytes_max: Positive = 2 << 30  # waiting for upload, of a session actor: a minute of 1M events/s at 34 B, then nothing more is read
 
 
 class CheckpointConfig(_Frozen):

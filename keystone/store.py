@@ -78,6 +78,14 @@ def open_store(url: str, *, fsync: bool = True) -> Store:
     raise UsageError(f"{url}: no store: name a directory, or s3://bucket/prefix")
 
 
+def open_bucket(url: str) -> ObjectStore:
+    """The same as ``open_store``, of s3://bucket/prefix only: it uploads files as well."""
+    store = open_store(url)
+    if not isinstance(store, ObjectStore):
+        raise UsageError(f"{url}: no bucket: write it as s3://bucket/prefix")
+    return store
+
+
 def look_at_bucket(url: str, *, makes_once: bool) -> None:
     """Where ``url`` is one of a bucket: see that it can be used (``store_objects.look_at``). Raises ``UsageError`` that says what to change."""
     parts = urlsplit(url)

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keystone.errors import StoreUnavailable, UsageError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     _Buffer = bytes | bytearray | memoryview
 
 #: "a/b/c", its parts of letters that mean the same to every file system and bucket; none begins with a dot.
-NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._=-]*(/[A-Za-z0-9_-][A-Za-z0-9._=-]*)*")
 PART_BYTES: Final = 16 << 20  # of a multipart upload; S3 takes 5 MB at least, and 10,000 parts
 PARTS_AT_ONCE: Final = 4
 CONFLICTS_MAX: Final = 8  # answers in a row that somebody is at the same name, and nobody was
@@ -101,6 +102,14 @@ class ObjectStore:
                 obstore.put(self._objects, self._place(name), b"".join(parts), use_multipart=False)
             else:
                 obstore.put(self._objects, self._place(name), [part for part in parts if len(part)], chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Upload a file; replaces an object of that name. Raises ``OSError`` where the file is gone."""
+        import obstore
+
+        size = path.stat().st_size
+        with self._translated(name):
+            obstore.put(self._objects, self._place(name), path, use_multipart=size > PART_BYTES, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
     def put_new(self, name: str, parts: Sequence[_Buffer]) -> bool:
         """A request that was repeated, or whose answer was lost, may have been ours: the object tells, where no two callers write the same bytes."""

@@ -197,14 +197,15 @@ def _denied(code: str, text: str) -> str:
 
 
 def _unreachable(text: str) -> str:
-    """Why nobody answered obstore, without the request: its URL is known, its retries are no news."""
-    if "Error performing" not in text:
+    """Why nobody answered, without the request: its URL is known, its retries are no news."""
+    if "Error performing" not in text and "AWS Error NETWORK_CONNECTION" not in text:
         return ""
     if "169.254.169.254" in text or "Failed to get credentials" in text:
         return "no keys were found"
     for sign, reason in (
-        ("Connection refused", "nothing listens there"), ("dns error", "there is no such host"), ("kind: Timeout", "it does not answer in time"),
-        ("certificate", "its certificate is not trusted"), ("error sending request", "the connection failed"),
+        ("Connection refused", "nothing listens there"), ("curlCode: 7,", "nothing listens there"), ("dns error", "there is no such host"),
+        ("curlCode: 6,", "there is no such host"), ("kind: Timeout", "it does not answer in time"), ("curlCode: 28,", "it does not answer in time"),
+        ("certificate", "its certificate is not trusted"), ("error sending request", "the connection failed"), ("curlCode", "the connection failed"),
     ):  # fmt: skip
         if sign in text:
             return reason

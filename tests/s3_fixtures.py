@@ -37,9 +37,10 @@ def own_s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A new bucket of ``s3``, and the variables that lead there."""
+def bucket(s3: S3Server, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket of ``s3``, the variables that lead there, and a home for lakes in it that no other test has."""
     set_variables(monkeypatch, s3.env())
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
     return s3.make_bucket(f"test-{uuid.uuid4().hex[:16]}")
 
 

@@ -18,7 +18,7 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 
 @click.command("run", context_settings=CONTEXT)
 @click.option("--log", "log", default=None, metavar="URL", help="embedded:DIR, or kafka://HOST[:PORT][,...][/TOPIC].  [default: this user's embedded log]")
-@click.option("--lake", default=None, metavar="DIR", help="Write every accepted event, session and alert there.  [default: nowhere]")
+@click.option("--lake", default=None, metavar="DIR|s3://BUCKET/PREFIX", help="Write every accepted event, session and alert there.  [default: nowhere]")
 @click.option("--lake-format", type=click.Choice([ICEBERG, PARQUET]), default=ICEBERG, help="Iceberg tables, or plain files in folders.")
 @click.option(
     "--state", default=None, metavar="DIR|URL", help="Keep checkpoints there and go on from them.  [default: beside the lake; without one, only while it runs]"

@@ -180,7 +180,7 @@ def test_files_compact_and_expire(tables, lake, capsys):
     [
         (("files", "--lake", "{tmp}/none"), "there is no catalog.db in it"),
         (("compact", "--lake", "{lake}", "--date", "yesterday"), "such as 2026-09-21"),
-        (("verify", "--lake", "s3://bucket/lake"), "set lake.catalog"),
+        (("verify", "--lake", "s3://bucket/no-such-lake"), "bucket/no-such-lake/catalog.db is not there: say this on the machine that writes the lake"),
         (("verify", "--lake", "{lake}", "--log", "embedded:{tmp}/none"), "holds no log"),
         (("files", "--lake", "{lake}", "--set", 'lake.catalog={"token": "x"}'), "PYICEBERG_CATALOG__KEYSTONE__TOKEN"),
     ],

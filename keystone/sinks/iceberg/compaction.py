@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from keystone import logs
 from keystone.errors import LakeDamaged
 from keystone.events import DICTIONARY_COLUMNS
 from keystone.sinks.iceberg.columns import EVENT_DATE, EVENTS
-from keystone.sinks.iceberg.places import UNFINISHED
+from keystone.sinks.iceberg.places import UNFINISHED, home_of
 from keystone.sinks.iceberg.tables import ORDER, LakeTables
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _compact_group(tables: LakeTables, name: str, group: Group, done: Compacted)
 
 def _rewritten(tables: LakeTables, table: Table, name: str, group: Group) -> DataFile:
     """One new file with the rows of all, complete and in place, in no snapshot yet."""
+    from keystone.sinks.iceberg.bucket_io import upload
     from keystone.sinks.iceberg.durable import sync
     from keystone.sinks.iceberg.files import data_file, date_of, log_number
 
@@ -158,25 +160,28 @@ def _rewritten(tables: LakeTables, table: Table, name: str, group: Group) -> Dat
     stem = f"p{group.partition:05d}-{group.first_offset:020d}-{group.last_offset:020d}-{log}c{uuid.uuid4().hex[:12]}.parquet"
     folder = (f"{EVENT_DATE.name}={date_of(group.event_date)}",) if name == EVENTS else ()
     url = tables.place.url("data", name, *folder, stem)
-    filesystem, path = tables.filesystem(url)
-    is_directory = tables.place.directory is not None
-    # Whoever reads the folder without the tables must not meet a file that is half there. A bucket shows whole objects only.
-    written = tables.filesystem(tables.place.url(UNFINISHED, stem))[1] if is_directory else path
-    if is_directory:
-        filesystem.create_dir(written.rpartition("/")[0])
-        filesystem.create_dir(path.rpartition("/")[0])
-    rows = 0
-    with filesystem.open_output_stream(written) as stream, closing(_writer(stream, schema)) as writer:
-        for batch in _in_order(name, _batches(tables, group, schema)):
-            writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
-            rows += batch.num_rows
-    if rows != group.rows:
-        raise LakeDamaged(f"table {name}: {len(group.files)} files of partition {group.partition} hold {rows} rows, and {group.rows} were committed")
-    if is_directory:
-        filesystem.move(written, path)
-        sync((url,))
-    with filesystem.open_input_file(path) as found:
-        footer, size = pq.read_metadata(found), found.size()
+    # Whoever reads the folder without the tables must not meet a file that is half there; a bucket takes files that are whole, in parts.
+    written = home_of(tables.place, tables.config) / UNFINISHED / stem
+    written.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        rows = 0
+        with closing(_writer(written, schema)) as writer:
+            for batch in _in_order(name, _batches(tables, group, schema)):
+                writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
+                rows += batch.num_rows
+        if rows != group.rows:
+            raise LakeDamaged(f"table {name}: {len(group.files)} files of partition {group.partition} hold {rows} rows, and {group.rows} were committed")
+        footer, size = pq.read_metadata(written), written.stat().st_size
+        if tables.place.directory is None:
+            upload(written, url)
+        else:
+            target = Path(url.removeprefix("file://"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            written.rename(target)
+            sync((url,))
+    finally:
+        if tables.place.directory is None:
+            written.unlink(missing_ok=True)
     bounds = {"partition": (group.partition, group.partition)} if name == EVENTS else {}
     return data_file(table, url, size, footer, event_date=group.event_date, bounds=bounds)
 
@@ -190,10 +195,10 @@ def _file_schema(table: Table) -> pa.Schema:
     return pa.schema([f for f in plain if f.name != EVENT_DATE.name])
 
 
-def _writer(stream: Any, schema: pa.Schema) -> pq.ParquetWriter:
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     words = [f.name for f in schema if f.name in _WORDS]
     return pq.ParquetWriter(
-        stream,
+        path,
         schema,
         compression="zstd",
         compression_level=ZSTD_LEVEL,
