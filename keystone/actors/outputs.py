@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from keystone.actors.letters import WithLetters
 from keystone.actors.trail import Trails
 from keystone.config import KafkaConfig
 from keystone.errors import KeystoneError, LogUnreachable
@@ -24,7 +25,9 @@ from keystone.log.url import KafkaUrl
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram
 from keystone.sinks.kafka import Item, TopicSink
+from keystone.sinks.letter_objects import LetterObjects
 from keystone.sinks.ndjson import DeadLetterFile, last_place
+from keystone.store import open_store
 
 CLOSE_WAIT_S: Final = 30.0  # for outcomes that are still to come at the end
 MEND_EVERY_S: Final = 1.0  # between two tries to deliver what failed
@@ -50,8 +53,10 @@ class Delivery:
 class Output(Protocol):
     """One thread calls it. ``alerts``: delivered so far; ``detect``: ms from append to visible, of those."""
 
-    alerts: int
-    detect: LatencyHistogram
+    @property
+    def alerts(self) -> int: ...
+    @property
+    def detect(self) -> LatencyHistogram: ...
 
     def send(self, delivery: Delivery) -> None:
         """Hand over. May wait where too much is under way."""
@@ -157,9 +162,12 @@ class Letters:
         self._open.pop(partition).close()
 
     def write(self, partition: int, letters: Sequence[DeadLetter]) -> None:
-        """Those that are not there yet."""
+        """Those that are not there yet; they are when this returns."""
         last = self._last[partition]
         self._open[partition].write(letter for letter in letters if (letter.offset, letter.line) > last)
+
+    def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - nothing is held
+        return True
 
     def close(self) -> None:
         for file in self._open.values():
@@ -282,7 +290,7 @@ class OutputSpec:
     """Which output.
 
     ``actions dead_letters``: a topic's URL, or None; ``trail``: keep files of alerts and moments; ``dead_letters_dir``: a directory
-    for files of dead letters, where no topic is named; ``files``: what the names of these begin with. ``actions_from``: the ends of the
+    or a bucket's URL for dead letters, where no topic is named; ``files``: what the names of these begin with. ``actions_from``: the ends of the
     actions' topic when the run began: what is behind them, this run said.
     """
 
@@ -296,10 +304,17 @@ class OutputSpec:
 
 def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path) -> Output:
     """The output of the actor ``name``."""
-    trail_dir = work_dir if spec.trail else None
+    trail_dir, place = work_dir if spec.trail else None, spec.dead_letters_dir
+    is_bucket = place is not None and "://" in place
     if spec.actions is None and spec.dead_letters is None:
-        return LocalOutput(trail_dir, Letters(Path(spec.dead_letters_dir), spec.files) if spec.dead_letters_dir is not None else None)
-    return TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
+        inner: Output = LocalOutput(trail_dir, Letters(Path(place), spec.files) if place is not None and not is_bucket else None)
+    else:
+        inner = TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
+    if place is not None and is_bucket:
+        return WithLetters(inner, LetterObjects(open_store(place), place, spec.files))
+    if place is not None and spec.actions is not None:
+        return WithLetters(inner, Letters(Path(place), spec.files))
+    return inner
 
 
 def rehearsed(alerts: Sequence[Alert], scratch: Path) -> None:

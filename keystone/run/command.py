@@ -27,7 +27,7 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 @click.option(
     "--dead-letters",
     default=None,
-    metavar="URL|DIR|none",
+    metavar="URL|DIR|s3://...|none",
     help="Where unusable lines go.  [default: keystone-dead-letters beside a topic, else beside the lake]",
 )
 @click.option("--session-actors", type=click.IntRange(1, 1_024), default=None, help="Processes that own partitions.  [default: by cores]")

@@ -26,6 +26,7 @@ WORDS: Final = (CHECKPOINT, EARLIEST, LATEST)
 ICEBERG, PARQUET = "iceberg", "parquet"
 CONSOLE, NONE = "console", "none"
 CATALOG: Final = "catalog.db"  # of a lake that is tables
+DEAD_LETTERS: Final = "dead-letters"
 STATE, SPOOL = "state", "spool"  # in the home of a lake in a bucket
 _ACTIONS_EXAMPLE: Final = "console, none, or kafka://HOST[:PORT]/keystone-actions"
 
@@ -95,11 +96,9 @@ def resolve(options: Options, config: Config) -> Places:
     if before:
         remarks.append(f"going on where {state} says: {sum(c.ledger.received for c in before.values()):,} events were received before")
     actions = _actions(options.actions, log, config)
-    letters, letters_dir = _dead_letters(options.dead_letters, log, config, lake_dir)
+    letters, letters_dir = _dead_letters(options.dead_letters, log, config, lake_url or lake_dir)
     files = f"{_id_of(state)}-" if letters_dir is not None else ""
-    output = OutputSpec(
-        actions=actions, dead_letters=letters, trail=False, dead_letters_dir=str(letters_dir) if letters_dir is not None else None, files=files
-    )  # fmt: skip
+    output = OutputSpec(actions=actions, dead_letters=letters, trail=False, dead_letters_dir=letters_dir, files=files)
     output = _looked_at(output, config)
     named = str(actions) if actions is not None else (options.actions or CONSOLE)
     return Places(log, partitions, starts, output, lake_dir, options.lake_format, state, before, named, tuple(remarks), lake_url, home_dir)
@@ -205,17 +204,26 @@ def _topic(option: str, given: str, topic: str) -> KafkaUrl:
     return url
 
 
-def _dead_letters(given: str | None, log: LogUrl, config: Config, lake_dir: Path | None) -> tuple[KafkaUrl | None, Path | None]:
-    """A topic, or a directory, or neither: then they are counted by reason only."""
+def _dead_letters(given: str | None, log: LogUrl, config: Config, lake: Path | str | None) -> tuple[KafkaUrl | None, str | None]:
+    """A topic, or a directory or bucket, or neither: then they are counted by reason only."""
     if given is None:
-        if isinstance(log, KafkaUrl):
-            return log.beside(config.kafka.dead_letters_topic), None
-        return None, _beside(lake_dir, "dead-letters")
+        return (log.beside(config.kafka.dead_letters_topic), None) if isinstance(log, KafkaUrl) else (None, _letters_beside(lake))
     if given == NONE:
         return None, None
+    if given.startswith("s3://"):
+        look_at_bucket(given, makes_once=False)
+        return None, given.rstrip("/")
     if "://" in given:
         return _topic("--dead-letters", given, config.kafka.dead_letters_topic), None
-    return None, Path(given).absolute()
+    return None, str(Path(given).absolute())
+
+
+def _letters_beside(lake: Path | str | None) -> str | None:
+    if isinstance(lake, str):
+        prefix = lake.removeprefix("s3://").partition("/")[2]
+        return f"{lake}-{DEAD_LETTERS}" if prefix else f"{lake}/{DEAD_LETTERS}"  # beside data and metadata
+    beside = _beside(lake, DEAD_LETTERS)
+    return str(beside) if beside is not None else None
 
 
 def _looked_at(output: OutputSpec, config: Config) -> OutputSpec:
