@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from keystone.config import LakeConfig
 from keystone.log.embedded import EmbeddedLog
 from keystone.sinks.iceberg.tables import LakeTables
 from tests.dirty import dirty_text
-from tests.reference import LogRecord
+from tests.reference import LogRecord, Result
 from tests.s3_faults import S3Proxy
 from tests.s3_fixtures import set_variables
 from tests.s3_server import SECRET_KEY, S3Server
@@ -53,14 +54,18 @@ def letters_of(s3: S3Server, bucket: str, prefix: str) -> runs.Rows:
     return [row | {"raw": base64.b64decode(row["raw"])} for row in rows]
 
 
-def proven(lake: str, log: str) -> str:
-    verified = runs.command("lake", "verify", "--lake", lake, "--log", log)
-    assert verified.status == 0, verified.out + verified.err
-    return verified.out
+def assert_proven(lake: str, log: str, expected: Result) -> None:
+    """But for alerts that the reference has twice, too: sessions of one identity that begin at one time."""
+    said = runs.command("lake", "verify", "--lake", lake, "--log", log).out
+    twice = sum(count > 1 for count in Counter(alert["alert_id"] for alert in expected.alerts).values())
+    assert said.count("ok ") == PARTITIONS + (not twice), said
+    assert (f"rows: {twice} alerts are there more than once, such as" in said) == (twice > 0), said
+    assert ";" not in said
 
 
 @pytest.mark.ray
-def test_everything_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+def test_everything_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # as in tests/conformance/test_iceberg_readers.py
     log, lake = Appending(tmp_path / "log"), f"s3://{bucket}/lake"
     words = ("run", "--log", log.url, "--lake", lake, "--state", f"s3://{bucket}/state", "--no-story", "--report", str(tmp_path / "report.json"))
     log.write(0)
@@ -81,17 +86,17 @@ def test_everything_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> No
     expected = runs.expected_of(log.records, idle_ms=2_000, grace_ms=600, open_stall_ms=1_000)
     runs.assert_lake(lake, expected)
     runs.assert_letters(letters_of(s3, bucket, "lake-dead-letters/"), expected)
-    assert proven(lake, log.url).count("ok ") == PARTITIONS + 1
+    assert_proven(lake, log.url, expected)
     compacted = runs.command("lake", "compact", "--lake", lake, "--set", "lake.compact_files_min=2")
     assert compacted.status == 0, compacted.err
     assert "files became" in compacted.out
     expired = runs.command("lake", "expire", "--lake", lake, "--keep", "1", "--set", "lake.orphan_age_ms=1")
     assert "snapshots expired" in expired.out
     assert " 0 files deleted" not in runs.command("lake", "expire", "--lake", lake, "--set", "lake.orphan_age_ms=1").out
-    proven(lake, log.url)
+    assert_proven(lake, log.url, expected)
     runs.assert_lake(lake, expected)
     with closing(LakeTables.open(lake, LakeConfig(), is_made=False)) as tables:
-        found = pl.scan_iceberg(tables.load("events")).select(pl.len()).collect().item()
+        found = pl.scan_iceberg(tables.load("events"), reader_override="native").select(pl.len()).collect().item()
     assert found == len(expected.rows)
 
 
@@ -122,7 +127,7 @@ def test_a_server_that_is_frozen_then_killed_then_back(own_s3: S3Server, tmp_pat
     expected = runs.expected_of(log.records, idle_ms=3_000, grace_ms=600, open_stall_ms=1_000)
     runs.assert_lake(lake, expected)
     runs.assert_letters(letters_of(own_s3, "bucket", "lake-dead-letters/"), expected)
-    proven(lake, log.url)
+    assert_proven(lake, log.url, expected)
 
 
 # --- what a person reads ----------------------------------------------------------------------------------------------
