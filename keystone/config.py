@@ -73,6 +73,7 @@ class LakeConfig(_Frozen):
     snapshots_kept: Annotated[int, Field(ge=2, le=1_000)] = 10  # 100 s to read what was planned on one, and orphan_age_ms for its files
     target_file_bytes: Positive = 128 << 20  # what compaction makes of small files: ~4M rows, one read of 1-2 s
     compact_files_min: Annotated[int, Field(ge=2)] = 5  # small files of a day that are worth a rewrite
+    compact_time_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of the committer's time, for joining small files as they come; 0: by command only
     orphan_age_ms: Positive = 86_400_000  # that a file is seen to be in no snapshot before it is deleted: the longest query that still reads it
     sweep_interval_ms: Positive = 3_600_000  # between looks for such files: each lists the whole lake
     home_dir: str | None = None  # of what lakes in buckets keep on this machine: catalog, state, spool; none: ~/.local/share/keystone/lakes

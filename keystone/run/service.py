@@ -34,7 +34,7 @@ READY_MAX_S: Final = 120.0
 CLOSE_MAX_S: Final = 120.0
 FIRST_RECORD_WAIT_S: Final = 30.0  # before anything came at all: whoever sends may still be starting
 IDLE_MARGIN_MS: Final = 200  # of log time, beyond the open-stall limit
-COMMIT_FIGURES: Final = ("commits", "segments", "files", "commit_ms", "lag_ms", "age_ms_max", "expired")
+COMMIT_FIGURES: Final = ("commits", "segments", "files", "commit_ms", "lag_ms", "age_ms_max", "expired", "compacted")
 RATE_OVER_S: Final = 2.0  # what "a second" is averaged over
 
 log = get(__name__)

@@ -7,6 +7,7 @@ The new files replace the old ones in one snapshot, which says of the chain what
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from keystone.sinks.iceberg.files import Listed
 
+LARGER: Final = 2  # times the newest files together, that an older one may be to be joined with them: a row is rewritten 5 times at most
+ALWAYS_BYTES: Final = 64 << 10  # a file up to this is joined with the newest ones whatever they are: 2,000 rows
 SMALL: Final = 0.75  # of the target size: a file above it is not worth reading again
 ROW_GROUP_ROWS: Final = 131_072  # read and written at once: ~40 MB of Arrow
 ZSTD_LEVEL: Final = 1
@@ -50,7 +53,12 @@ class Group:
     event_date: int | None
     first_offset: int
     last_offset: int
+    log_number: int = 0
     files: list[Listed] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[int | None, int, int]:
+        return self.event_date, self.partition, self.log_number
 
     @property
     def bytes(self) -> int:
@@ -85,6 +93,58 @@ def compact(tables: LakeTables, *, day: int | None = None, on_group: Callable[[G
     return done
 
 
+def compact_ripe(tables: LakeTables, budget_s: float) -> Compacted:
+    """Join what a stream has left behind, for about that long: one snapshot a table, so that history is not driven out by it.
+
+    A group that is begun is ended: up to ``lake.target_file_bytes`` more, 2-4 s.
+    """
+    done, until_s = Compacted(), time.monotonic() + budget_s
+    for name in ORDER:
+        found = ripe(groups(_listed(tables, name), tables.config.target_file_bytes, 1), tables.config.compact_files_min)
+        if not found:
+            continue
+        table = tables.load(name)
+        joined: list[tuple[Group, DataFile]] = []
+        for group in sorted(found, key=lambda group: -len(group.files)):
+            if time.monotonic() > until_s:
+                break
+            try:
+                joined.append((group, _rewritten(tables, table, name, group)))
+            except FileNotFoundError:
+                done.lost += 1
+        _replace(tables, table, name, joined, done)
+    return done
+
+
+def ripe(given: Iterable[Group], files_min: int) -> list[Group]:
+    """Of groups in order (``groups``), what is worth joining now, while more keeps coming. Pure.
+
+    A group that another one follows is full. In the last one of a partition and day, the newest files are joined, and an older file only
+    where it is at most twice what they are together (or tiny): so a row is rewritten a few times on its way into a large file, not every time.
+    """
+    every = list(given)
+    found: list[Group] = []
+    for group, follower in zip(every, [*every[1:], None], strict=True):
+        is_full = follower is not None and follower.key == group.key
+        begin, newest_bytes = (0 if is_full else len(group.files)), 0
+        while begin and (not newest_bytes or group.files[begin - 1].bytes <= max(LARGER * newest_bytes, ALWAYS_BYTES)):
+            begin -= 1
+            newest_bytes += group.files[begin].bytes
+        if len(group.files) - begin >= files_min:
+            found.append(_part(group, begin))
+    return found
+
+
+def _part(group: Group, begin: int) -> Group:
+    """The files from ``begin`` on."""
+    from keystone.sinks.iceberg.files import parse_name
+
+    files = group.files[begin:]
+    named = parse_name(files[0].path)
+    first = named[1] if named is not None else group.first_offset
+    return Group(group.partition, group.event_date, first, group.last_offset, group.log_number, files)
+
+
 def groups(files: Iterable[Listed], target_bytes: int, files_min: int) -> list[Group]:
     """What to join: the small files of each partition and day, in order, cut where they reach the target. Pure.
 
@@ -99,18 +159,18 @@ def groups(files: Iterable[Listed], target_bytes: int, files_min: int) -> list[G
             partition, first, last = named
             small[file.event_date, partition, log_number(file.path)].append((first, last, file.path, file))
     found: list[Group] = []
-    for (event_date, partition, _), members in sorted(small.items(), key=lambda item: (item[0][0] or 0, *item[0][1:])):
-        found += _cut(event_date, partition, sorted(members, key=lambda m: m[:3]), target_bytes)
+    for (event_date, partition, number), members in sorted(small.items(), key=lambda item: (item[0][0] or 0, *item[0][1:])):
+        found += _cut(event_date, partition, number, sorted(members, key=lambda m: m[:3]), target_bytes)
     return [group for group in found if len(group.files) >= files_min]
 
 
-def _cut(event_date: int | None, partition: int, members: list[tuple[int, int, str, Listed]], target_bytes: int) -> Iterator[Group]:
+def _cut(event_date: int | None, partition: int, log_number: int, members: list[tuple[int, int, str, Listed]], target_bytes: int) -> Iterator[Group]:
     group: Group | None = None
     for first, last, _, file in members:
         if group is None or group.bytes + file.bytes > target_bytes:
             if group is not None:
                 yield group
-            group = Group(partition, event_date, first, last)
+            group = Group(partition, event_date, first, last, log_number)
         group.files.append(file)
         group.last_offset = last
     if group is not None:
@@ -124,29 +184,37 @@ def _listed(tables: LakeTables, name: str) -> list[Listed]:
 
 
 def _compact_group(tables: LakeTables, name: str, group: Group, done: Compacted) -> None:
-    from keystone.sinks.iceberg import producers
-    from keystone.sinks.iceberg.files import listed
-
     table = tables.load(name)
     try:
         new = _rewritten(tables, table, name, group)
     except FileNotFoundError:  # somebody else replaced the files, long ago
         done.lost += 1
         return
+    _replace(tables, table, name, [(group, new)], done)
+
+
+def _replace(tables: LakeTables, table: Table, name: str, joined: list[tuple[Group, DataFile]], done: Compacted) -> None:
+    """One snapshot with the new files in place of the old ones."""
+    from keystone.sinks.iceberg import producers
+    from keystone.sinks.iceberg.files import listed
+
+    if not joined:
+        return
     try:
-        producers.replace(table, [file.file for file in group.files], [new])
+        producers.replace(table, [file.file for group, _ in joined for file in group.files], [new for _, new in joined])
     except LakeDamaged:
         raise
     except Exception as error:  # noqa: BLE001 - lost, refused or half done: the table tells
         _LOG.warning("a compaction was not answered by done: looking whether it is in", table=name, reason=str(error))
-        if not any(file.file.file_path == new.file_path for file in listed(tables.load(name), tables.place)):
-            done.lost += 1  # the new file is in no snapshot, and will be swept
+        if not any(file.file.file_path == joined[0][1].file_path for file in listed(tables.load(name), tables.place)):
+            done.lost += len(joined)  # the new files are in no snapshot, and will be swept
             return
-    done.groups += 1
-    done.files_before += len(group.files)
-    done.files_after += 1
-    done.rows += group.rows
-    done.bytes += new.file_size_in_bytes
+    for group, new in joined:
+        done.groups += 1
+        done.files_before += len(group.files)
+        done.files_after += 1
+        done.rows += group.rows
+        done.bytes += new.file_size_in_bytes
 
 
 def _rewritten(tables: LakeTables, table: Table, name: str, group: Group) -> DataFile:
