@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CATALOG_NAME: Final = "keystone"  # PYICEBERG_CATALOG__KEYSTONE__TOKEN and the like are read from the environment
 NAMESPACE: Final = "keystone"
 CATALOG_FILE: Final = "catalog.db"
+BUCKET_IO = "keystone.sinks.iceberg.bucket_io.BucketIO"
 UNFINISHED: Final = ".compacting"  # where compaction writes, until a file is whole
 SQLITE_WAIT_S: Final = 30  # for another process's transaction, which takes milliseconds
 _SECRET: Final = re.compile(r"secret|password|token|credential|access-key|private-key|sas", re.IGNORECASE)
@@ -98,7 +99,7 @@ def open_catalog(place: Place, config: LakeConfig, *, is_made: bool) -> Catalog:
     """The configured catalog, or SQLite in the lake's home. ``UsageError`` where there is none, and none is to be made."""
     properties = config.catalog
     check_catalog(properties)
-    implementation = "keystone.sinks.iceberg.bucket_io.BucketIO" if place.root.startswith("s3://") else "pyiceberg.io.pyarrow.PyArrowFileIO"
+    implementation = BUCKET_IO if place.root.startswith("s3://") else "pyiceberg.io.pyarrow.PyArrowFileIO"
     common: dict[str, Any] = {"py-io-impl": implementation, **_s3_settings(place)}
     try:
         if properties:

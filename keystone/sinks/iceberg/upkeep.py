@@ -8,15 +8,17 @@ compaction replaced a second ago may be a year old, and somebody may be reading 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keystone import logs
 from keystone.sinks.iceberg.chain import CHAIN_KEY, Link
 from keystone.sinks.iceberg.columns import EVENTS
-from keystone.sinks.iceberg.places import UNFINISHED
+from keystone.sinks.iceberg.places import UNFINISHED, home_of
 from keystone.sinks.iceberg.tables import ORDER, LakeTables
 
 if TYPE_CHECKING:
@@ -101,7 +103,17 @@ def sweep(tables: LakeTables, now_ms: int, *, pending: Iterable[str] = ()) -> Sw
                 swept.deleted += 1
                 swept.bytes += found[url]
     _write_seen(tables, io, kept_seen)
+    if tables.place.is_bucket:
+        _remove_drafts(home_of(tables.place, tables.config) / UNFINISHED, now_ms - tables.config.orphan_age_ms)
     return swept
+
+
+def _remove_drafts(folder: Path, before_ms: int) -> None:
+    """What compactions that were killed before their upload left on this machine."""
+    for path in folder.glob("*.parquet"):
+        with contextlib.suppress(FileNotFoundError):  # it was uploaded meanwhile
+            if path.stat().st_mtime * 1_000 < before_ms:
+                path.unlink()
 
 
 def is_ours_to_delete(url: str, metadata_url: str, chain: Mapping[int, Link]) -> bool:
