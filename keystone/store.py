@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from keystone.buckets import s3_store
 from keystone.errors import StoreUnavailable, UsageError
 from keystone.store_objects import NAME, ObjectStore, checked_name, look_at, memory_store
-from keystone.store_s3 import s3_store
 
 Buffer = bytes | bytearray | memoryview  # one-dimensional, of bytes
 
@@ -58,7 +58,7 @@ class Store(Protocol):
 def open_store(url: str, *, fsync: bool = True) -> Store:
     """The store at a directory (a path, or file:///...; made where there is none), at s3://bucket/prefix, or in memory.
 
-    Credentials, region and endpoint of a bucket come from the AWS_* variables and files (``store_s3``). ``memory://name`` is one store for the whole
+    Credentials, region and endpoint of a bucket come from the AWS_* variables and files (``buckets``). ``memory://name`` is one store for the whole
     process. ``fsync``: of directories; see ``DirectoryStore``.
     """
     if "://" not in url:

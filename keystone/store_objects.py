@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from keystone.buckets import explained
 from keystone.errors import StoreUnavailable, UsageError
-from keystone.store_s3 import explained
 
 if TYPE_CHECKING:
     import obstore
@@ -49,7 +49,7 @@ def look_at(bucket: str, prefix: str, url: str, *, makes_once: bool) -> None:
     """
     import obstore
 
-    from keystone.store_s3 import s3_store
+    from keystone.buckets import s3_store
 
     objects = s3_store(bucket, is_look=True)
     store = ObjectStore(objects, prefix, url)

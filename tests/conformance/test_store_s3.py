@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keystone import store_objects, store_s3
+from keystone import buckets, store_objects
 from keystone.checkpoint import Checkpoints
 from keystone.errors import StoreUnavailable, UsageError
 from keystone.store import Store, look_at_bucket, open_store
@@ -36,10 +36,10 @@ class TestS3Store(StoreSuite):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that gives up at once."""
-    monkeypatch.setattr(store_s3, "RETRIES_MAX", 1)
-    monkeypatch.setattr(store_s3, "RETRY_TIMEOUT_S", 1)
-    monkeypatch.setattr(store_s3, "REQUEST_TIMEOUT_S", 1)
-    monkeypatch.setattr(store_s3, "LOOK_TIMEOUT_S", 1)
+    monkeypatch.setattr(buckets, "RETRIES_MAX", 1)
+    monkeypatch.setattr(buckets, "RETRY_TIMEOUT_S", 1)
+    monkeypatch.setattr(buckets, "REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setattr(buckets, "LOOK_TIMEOUT_S", 1)
 
 
 @pytest.mark.usefixtures("quick")

@@ -11,8 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from keystone.actors.letters import WithLetters
-from keystone.actors.outputs import Delivery, Letters, LocalOutput
+from keystone.actors.outputs import Delivery, Letters, LocalOutput, WithLetters
 from keystone.errors import StoreUnavailable
 from keystone.events import DeadLetter
 from keystone.sinks import letter_objects

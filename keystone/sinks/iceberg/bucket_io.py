@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from pyiceberg.io import InputFile, OutputFile
 from pyiceberg.io.pyarrow import PyArrowFileIO
 
+from keystone.buckets import access, explained, s3_store
 from keystone.store_objects import PART_BYTES
-from keystone.store_s3 import access, explained, s3_store
 
 if TYPE_CHECKING:
     from obstore.store import S3Store

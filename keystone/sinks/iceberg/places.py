@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from keystone.buckets import access
 from keystone.config import LakeConfig
 from keystone.errors import UsageError
-from keystone.store_s3 import access
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
