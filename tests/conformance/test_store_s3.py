@@ -190,6 +190,18 @@ class TestWhereTo:
             open_store(f"s3://{bucket}/x")
 
 
+def test_a_doctor_looks_at_a_bucket(proxied: S3Proxy, bucket: str) -> None:
+    from keystone.run.doctor import _bucket
+
+    url = f"s3://{bucket}/x"
+    assert [check.state for check in _bucket(url)] == ["ok"]
+    proxied.add("PUT", "/x/keystone-probe-", "NotImplemented").is_conditional = True
+    assert [check.state for check in _bucket(url)] == ["ok", "note"]
+    proxied.add("PUT", "", "AccessDenied")
+    with pytest.raises(UsageError, match="these keys may not do that"):
+        list(_bucket(url))
+
+
 def test_parts_are_uploaded_beside_each_other(proxied: S3Proxy, bucket: str) -> None:
     store = open_store(f"s3://{bucket}/x")
     store.put("large", [bytes(20 << 20), b"x" * (20 << 20)])

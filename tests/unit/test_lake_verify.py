@@ -163,6 +163,10 @@ def test_files_compact_and_expire(tables, lake, capsys):
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[:3] for line in (lines[0], lines[6])] == [["0", "0-2", "6"], ["1", "0-2", "6"]]
     assert "12 files, 72 rows" in err
+    assert "12 files, " in err.splitlines()[0], "of the one day"
+    assert err.splitlines()[0].endswith("12 under 1 MiB")
+    summary = told(capsys, "lake", "files", "--lake", str(lake), "--summary")
+    assert summary == (0, "", err)
     assert told(capsys, "lake", "files", "--lake", str(lake), "--table", "sessions")[1].startswith("0\t0-3\t2\t")
     assert "36 files became 6: 108 rows" in told(capsys, "lake", "compact", "--lake", str(lake))[1]
     assert "0 files became 0" in told(capsys, "lake", "compact", "--lake", str(lake), "--date", "2026-09-21")[1]
