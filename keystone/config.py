@@ -153,6 +153,17 @@ class KafkaConfig(_Frozen, hide_input_in_errors=True):
     append_late_max_ms: NotNegative = 100  # brokers' clocks behind ours, and replication: what log time is held back by
 
 
+class RunConfig(_Frozen):
+    """What ``keystone run`` takes where its command line says nothing: the same words as the options."""
+
+    log: str | None = None
+    lake: str | None = None  # also of keystone lake and doctor
+    lake_format: Literal["iceberg", "parquet"] = "iceberg"
+    state: str | None = None
+    actions: str | None = None
+    dead_letters: str | None = None
+
+
 class Config(_Frozen, hide_input_in_errors=True):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -160,6 +171,7 @@ class Config(_Frozen, hide_input_in_errors=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     kafka: KafkaConfig = KafkaConfig()
     logs: LogsConfig = LogsConfig()
+    run: RunConfig = RunConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:

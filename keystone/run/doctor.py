@@ -42,7 +42,7 @@ def doctor_command(**given: Any) -> None:
 
     failed = False
     with closing(logs.configure(config.logs)), StopSignal() as stop:  # in the middle of its start, Ray would leave its processes
-        for check in checks(given["log"], given["lake"], config):
+        for check in checks(given["log"] or config.run.log, given["lake"] or config.run.lake, config):
             failed |= check.state == "FAIL"
             click.echo(f"{check.state:<4}  {check.name:<10} {check.text}")
             if stop.is_asked():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_FAIL: Final = 1
 TABLES: Final = ("events", "sessions", "alerts")
-_LAKE: Final = click.option("--lake", required=True, metavar="DIR|s3://BUCKET/PREFIX", help="Of a run.")
+_LAKE: Final = click.option("--lake", default=None, metavar="DIR|s3://BUCKET/PREFIX", help="Of a run.  [default: run.lake of keystone.toml]")
 
 
 @click.group("lake", context_settings=CONTEXT)
@@ -150,7 +150,10 @@ def _opened(given: dict[str, Any], config: Any) -> Iterator[LakeTables]:
     from keystone import logs
     from keystone.sinks.iceberg.tables import LakeTables
 
-    with closing(logs.configure(config.logs)), closing(LakeTables.open(given["lake"], config.lake, is_made=False)) as tables:
+    lake = given["lake"] or config.run.lake
+    if lake is None:
+        raise UsageError("no lake is named: say --lake DIR or s3://BUCKET/PREFIX, or set run.lake in keystone.toml")
+    with closing(logs.configure(config.logs)), closing(LakeTables.open(lake, config.lake, is_made=False)) as tables:
         yield tables
 
 

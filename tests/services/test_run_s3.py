@@ -174,6 +174,9 @@ def test_wrong_places(s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: py
     assert "a bucket takes Iceberg tables only" in refused(tmp_path, "--lake", f"s3://{bucket}/x", "--lake-format", "parquet")
     assert "write it as a directory, or s3://BUCKET/PREFIX" in refused(tmp_path, "--lake", "gs://bucket/x")
     assert "there is no such bucket" in refused(tmp_path, "--lake", "s3://no-such-bucket-here/x")
+    assert "there is no such bucket" in refused(tmp_path, "--set", "run.lake=s3://no-such-bucket-here/x")
+    assert "there is no such bucket" in refused(tmp_path, "--set", "run.lake=s3://never-asked/x", "--lake", "s3://no-such-bucket-here/x")
+    assert "s3://no-such-bucket-here/y" in refused(tmp_path, "--set", "run.state=s3://no-such-bucket-here/y")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-and-wrong")
     if s3.kind == "versitygw":
         assert "correct AWS_SECRET_ACCESS_KEY" in refused(tmp_path, "--lake", f"s3://{bucket}/x")
