@@ -107,6 +107,11 @@ def test_a_stream_s_files_are_joined_in_one_snapshot_a_table(tables, lake) -> No
     assert compact_ripe(tables, 60.0).groups == 0
 
 
+def test_of_nothing_nothing_is_joined(tables) -> None:
+    assert ripe([], FILES_MIN) == []
+    assert compact_ripe(tables, 60.0).groups == 0
+
+
 def test_it_ends_when_its_time_is_over(tables, lake) -> None:
     owners = [Owner(lake, p) for p in range(2)]
     tables.commit([owner.segment() for _ in range(6) for owner in owners], 1)

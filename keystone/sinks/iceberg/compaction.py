@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -124,7 +125,7 @@ def ripe(given: Iterable[Group], files_min: int) -> list[Group]:
     """
     every = list(given)
     found: list[Group] = []
-    for group, follower in zip(every, [*every[1:], None], strict=True):
+    for group, follower in zip_longest(every, every[1:]):
         is_full = follower is not None and follower.key == group.key
         begin, newest_bytes = (0 if is_full else len(group.files)), 0
         while begin and (not newest_bytes or group.files[begin - 1].bytes <= max(LARGER * newest_bytes, ALWAYS_BYTES)):
