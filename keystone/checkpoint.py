@@ -132,7 +132,7 @@ class Checkpoints:
         """
         while True:
             epoch = self.current(key) + 1
-            if not self._store.put_new(f"epochs/{key}/{epoch:08}", [orjson.dumps({"owner": owner})]):
+            if not self._store.put_new(f"epochs/{key}/{epoch:08}", [orjson.dumps({"owner": owner, "token": secrets.token_hex(8)})]):
                 continue
             epochs = self._epochs(key)
             # Who stood still while others claimed hundreds of times can win an epoch that was won, and removed, before.

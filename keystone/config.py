@@ -73,8 +73,11 @@ class LakeConfig(_Frozen):
     snapshots_kept: Annotated[int, Field(ge=2, le=1_000)] = 10  # 100 s to read what was planned on one, and orphan_age_ms for its files
     target_file_bytes: Positive = 128 << 20  # what compaction makes of small files: ~4M rows, one read of 1-2 s
     compact_files_min: Annotated[int, Field(ge=2)] = 5  # small files of a day that are worth a rewrite
+    compact_time_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of the committer's time, for joining small files as they come; 0: by command only
     orphan_age_ms: Positive = 86_400_000  # that a file is seen to be in no snapshot before it is deleted: the longest query that still reads it
     sweep_interval_ms: Positive = 3_600_000  # between looks for such files: each lists the whole lake
+    home_dir: str | None = None  # of what lakes in buckets keep on this machine: catalog, state, spool; none: ~/.local/share/keystone/lakes
+    spool_bytes_max: Positive = 2 << 30  # waiting for upload, of a session actor: a minute of 1M events/s at 34 B, then nothing more is read
 
 
 class CheckpointConfig(_Frozen):
@@ -150,6 +153,17 @@ class KafkaConfig(_Frozen, hide_input_in_errors=True):
     append_late_max_ms: NotNegative = 100  # brokers' clocks behind ours, and replication: what log time is held back by
 
 
+class RunConfig(_Frozen):
+    """What ``keystone run`` takes where its command line says nothing: the same words as the options."""
+
+    log: str | None = None
+    lake: str | None = None  # also of keystone lake and doctor
+    lake_format: Literal["iceberg", "parquet"] = "iceberg"
+    state: str | None = None
+    actions: str | None = None
+    dead_letters: str | None = None
+
+
 class Config(_Frozen, hide_input_in_errors=True):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -157,6 +171,7 @@ class Config(_Frozen, hide_input_in_errors=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     kafka: KafkaConfig = KafkaConfig()
     logs: LogsConfig = LogsConfig()
+    run: RunConfig = RunConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:

@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from keystone.buckets import s3_store
 from keystone.errors import StoreUnavailable, UsageError
-from keystone.store_objects import NAME, ObjectStore, checked_name, memory_store, s3_store
+from keystone.store_objects import NAME, ObjectStore, checked_name, look_at, memory_store
 
 Buffer = bytes | bytearray | memoryview  # one-dimensional, of bytes
 
@@ -36,7 +37,10 @@ class Store(Protocol):
         """Write an object, whole or not at all; replaces one of that name. The parts lie one after the other in it."""
 
     def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """Compare and set: write an object where there is none of that name. False where there is one already."""
+        """Compare and set: write an object where there is none of that name. False where there is one already.
+
+        No two callers may write the same bytes under one name: they tell whose an object is where an answer was lost.
+        """
 
     def get(self, name: str) -> memoryview:
         """The bytes of an object. Raises ``KeyError`` where there is none."""
@@ -54,7 +58,7 @@ class Store(Protocol):
 def open_store(url: str, *, fsync: bool = True) -> Store:
     """The store at a directory (a path, or file:///...; made where there is none), at s3://bucket/prefix, or in memory.
 
-    Credentials, region and endpoint of a bucket come from the AWS_* variables. ``memory://name`` is one store for the whole
+    Credentials, region and endpoint of a bucket come from the AWS_* variables and files (``buckets``). ``memory://name`` is one store for the whole
     process. ``fsync``: of directories; see ``DirectoryStore``.
     """
     if "://" not in url:
@@ -72,6 +76,22 @@ def open_store(url: str, *, fsync: bool = True) -> Store:
     if parts.scheme == "s3" and parts.netloc:
         return ObjectStore(s3_store(parts.netloc), prefix, url)
     raise UsageError(f"{url}: no store: name a directory, or s3://bucket/prefix")
+
+
+def open_bucket(url: str) -> ObjectStore:
+    """The same as ``open_store``, of s3://bucket/prefix only: it uploads files as well."""
+    store = open_store(url)
+    if not isinstance(store, ObjectStore):
+        raise UsageError(f"{url}: no bucket: write it as s3://bucket/prefix")
+    return store
+
+
+def look_at_bucket(url: str, *, makes_once: bool) -> None:
+    """Where ``url`` is one of a bucket: see that it can be used (``store_objects.look_at``). Raises ``UsageError`` that says what to change."""
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        open_store(url)  # what is no such place is refused there
+        look_at(parts.netloc, parts.path.strip("/"), url, makes_once=makes_once)
 
 
 class DirectoryStore:

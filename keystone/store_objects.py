@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from keystone.buckets import explained
 from keystone.errors import StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     import obstore
-    from obstore.store import MemoryStore, S3Store
+    from obstore.store import MemoryStore
 
     _Buffer = bytes | bytearray | memoryview
 
 #: "a/b/c", its parts of letters that mean the same to every file system and bucket; none begins with a dot.
-NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._=-]*(/[A-Za-z0-9_-][A-Za-z0-9._=-]*)*")
 PART_BYTES: Final = 16 << 20  # of a multipart upload; S3 takes 5 MB at least, and 10,000 parts
 PARTS_AT_ONCE: Final = 4
-REQUEST_TIMEOUT_S: Final = 30  # of one request: 16 MB at 0.5 MB/s
-CONNECT_TIMEOUT_S: Final = 5
-RETRY_TIMEOUT_S: Final = 30  # obstore tries again by itself for so long; then whoever asked decides
-RETRIES_MAX: Final = 4
-LINE_CHARACTERS_MAX: Final = 300  # of a foreign message
+CONFLICTS_MAX: Final = 8  # answers in a row that somebody is at the same name, and nobody was
 
 
 def checked_name(name: str) -> str:
@@ -44,24 +41,45 @@ def memory_store(name: str) -> MemoryStore:  # noqa: ARG001 - the cache's key
     return obstore.store.MemoryStore()
 
 
-def s3_store(bucket: str) -> S3Store:
-    """A bucket, reached as the AWS_* variables say."""
+def look_at(bucket: str, prefix: str, url: str, *, makes_once: bool) -> None:
+    """Try what a run does in a bucket, within seconds: list, write, read, delete. Raises ``UsageError`` that says what to change.
+
+    ``makes_once``: also that of two who make one object only the first does, which epochs rest on. There are servers that
+    overlook the condition; then the second of two owners would not notice the first.
+    """
     import obstore
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    from keystone.buckets import s3_store
+
+    objects = s3_store(bucket, is_look=True)
+    store = ObjectStore(objects, prefix, url)
+    name = f"keystone-probe-{secrets.token_hex(8)}"
     try:
-        return obstore.store.S3Store(
-            bucket,
-            client_options={
-                "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-                "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-                "allow_http": endpoint.startswith("http://"),
-            },
-            retry_config={"max_retries": RETRIES_MAX, "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)},
-            endpoint=endpoint or None,
-        )
-    except (obstore.exceptions.BaseError, ValueError) as error:
-        raise UsageError(f"s3://{bucket}: {_one_line(error)}: look at the AWS_* variables") from error
+        with store._translated(name):  # noqa: SLF001 - of this module
+            next(iter(obstore.list(objects, prefix or None, chunk_size=1)), None)
+        store.put(name, [b"0"])
+        store.get(name)
+        store.delete([name])
+        if makes_once and not _makes_once(store, name):
+            raise UsageError(f"{url}: this service does not keep the condition If-None-Match, so epochs cannot be there: --state DIR, or another service")
+    except KeyError:
+        raise UsageError(f"{url}: an object that was written a moment ago is not there: this is no service for checkpoints or lakes") from None
+    except StoreUnavailable as error:
+        raise UsageError(str(error)) from error
+
+
+def _makes_once(store: ObjectStore, name: str) -> bool:
+    try:
+        is_made = store.put_new(name, [b"1"])
+        is_made_again = store.put_new(name, [b"2"])
+        return is_made and not is_made_again and bytes(store.get(name)) == b"1"
+    except StoreUnavailable as error:
+        if "501" in str(error):
+            return False
+        raise
+    finally:
+        with contextlib.suppress(StoreUnavailable):
+            store.delete([name])
 
 
 class ObjectStore:
@@ -85,15 +103,41 @@ class ObjectStore:
             else:
                 obstore.put(self._objects, self._place(name), [part for part in parts if len(part)], chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
-    def put_new(self, name: str, parts: Sequence[_Buffer]) -> bool:
+    def put_file(self, name: str, path: Path) -> None:
+        """Upload a file; replaces an object of that name. Raises ``OSError`` where the file is gone."""
         import obstore
 
+        size = path.stat().st_size
         with self._translated(name):
+            obstore.put(self._objects, self._place(name), path, use_multipart=size > PART_BYTES, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+    def put_new(self, name: str, parts: Sequence[_Buffer]) -> bool:
+        """A request that was repeated, or whose answer was lost, may have been ours: the object tells, where no two callers write the same bytes."""
+        content = b"".join(parts)
+        for _ in range(CONFLICTS_MAX):
+            unknown = self._create(name, content)
+            if unknown is None:
+                return True
             try:
-                obstore.put(self._objects, self._place(name), b"".join(parts), mode="create", use_multipart=False)
-            except obstore.exceptions.AlreadyExistsError:
-                return False
-            return True
+                return self.get(name) == content
+            except KeyError:
+                if isinstance(unknown, StoreUnavailable):
+                    raise unknown from unknown.__cause__
+        raise StoreUnavailable(f"{self._url}: {name} is neither there nor can it be made: others are at it")
+
+    def _create(self, name: str, content: bytes) -> Exception | None:
+        """None where it was made; what else was heard, where the object itself must tell."""
+        import obstore
+
+        try:
+            with self._translated(name):
+                try:
+                    obstore.put(self._objects, self._place(name), content, mode="create", use_multipart=False)
+                except obstore.exceptions.AlreadyExistsError as error:
+                    return error
+        except StoreUnavailable as error:
+            return error
+        return None
 
     def get(self, name: str) -> memoryview:
         import obstore
@@ -123,7 +167,7 @@ class ObjectStore:
         import obstore
 
         for name in names:
-            with self._translated(name), contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(KeyError), self._translated(name):
                 obstore.delete(self._objects, self._place(name))
 
     def _place(self, name: str) -> str:
@@ -137,16 +181,7 @@ class ObjectStore:
             yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise UsageError(f"{self._url}: there is no such bucket: make it, or name another") from error
+                raise explained(self._url, error) from error
             raise KeyError(name) from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise UsageError(f"{self._url}: {_one_line(error)}: look at the AWS_* variables and the bucket's policy") from error
-        except (exceptions.NotSupportedError, exceptions.InvalidPathError, exceptions.UnknownConfigurationKeyError) as error:
-            raise UsageError(f"{self._url}: {_one_line(error)}") from error
         except (exceptions.BaseError, OSError) as error:
-            raise StoreUnavailable(f"{self._url}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0][:LINE_CHARACTERS_MAX]
+            raise explained(self._url, error) from error

@@ -7,15 +7,23 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests.kafka_fixtures import kafka, kafka_cluster, pytest_collection_modifyitems, secure_kafka, topic_name
+from tests.kafka_fixtures import kafka, kafka_cluster, mark_kafka, secure_kafka, topic_name
 from tests.lake_fixtures import empty_lake, lake, tables
+from tests.s3_fixtures import bucket, mark_s3, own_s3, proxied, s3
 
-__all__ = ["empty_lake", "kafka", "kafka_cluster", "lake", "pytest_collection_modifyitems", "secure_kafka", "tables", "topic_name"]
+__all__ = ["bucket", "empty_lake", "kafka", "kafka_cluster", "lake", "own_s3", "proxied", "s3", "secure_kafka", "tables", "topic_name"]
 
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
 settings.register_profile("person", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "person")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the one that deselects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for a real server is marked so."""
+    mark_kafka(items)
+    mark_s3(items)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,8 +15,7 @@ STARTING = {"kafka", "secure_kafka", "kafka_cluster"}
 PASSWORDS = {"alice": "alice-secret", "bob": "bob-secret"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before the one that deselects by marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def mark_kafka(items: list[pytest.Item]) -> None:
     """``make test-fast`` starts no broker, even if somebody forgets the mark."""
     for item in items:
         if isinstance(item, pytest.Function) and STARTING & set(item.fixturenames):

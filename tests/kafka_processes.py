@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,16 +40,16 @@ if os.getppid() == int(parent):     # else it died before the line above
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kafka-starter")
 
 
-def start_bound(command: Sequence[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def start_bound(command: Sequence[str], folder: Path, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Run ``command`` in ``folder``, its output appended to ``log``; killed when this process dies, however it dies.
 
-    The handle's pid is the command's own. It has a session of its own: Ctrl-C at a terminal does not reach it.
+    ``env``: its environment, instead of ours. The handle's pid is the command's own. It has a session of its own: Ctrl-C at a terminal does not reach it.
     """
     bound = [sys.executable, "-I", "-S", "-c", BOUND, str(os.getpid()), *command]
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
-            return subprocess.Popen(bound, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(bound, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     return _STARTER.submit(start).result()
 

@@ -32,14 +32,18 @@ CONFIG = Config(
 
 
 class Story:
-    """A log that grows part by part, and an actor for each part."""
+    """A log that grows part by part, and an actor for each part. ``lake_url``, ``state``: in buckets; else beside the log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lake_url: str | None = None, state: str | None = None, **lake_settings: int) -> None:
         self.folder = folder
+        self.lake_url = lake_url
+        self.lake = lake_url or str(folder / "lake")
+        self.state = state or str(folder / "state")
+        self.config = CONFIG.model_copy(update={"lake": CONFIG.lake.model_copy(update=lake_settings)})
         self.log = EmbeddedLog.create(folder / "log", partitions=PARTITIONS, segment_bytes=4 << 20, retention_bytes=64 << 20)
         self._writers = [self.log.writer(p) for p in range(PARTITIONS)]
         self.records: dict[int, list[LogRecord]] = {p: [] for p in range(PARTITIONS)}
-        self.checkpoints = Checkpoints(open_store(str(folder / "state")))
+        self.checkpoints = Checkpoints(open_store(self.state))
         self._number = 0
 
     def write(self, seed: int, events: int = 700) -> None:
@@ -48,8 +52,9 @@ class Story:
 
     def begin(self) -> SessionActor:
         self._number += 1
-        places = (f"embedded:{self.folder / 'log'}", str(self.folder), str(self.folder / "state"), str(self.folder / "lake"))
-        actor = SessionActor(SessionSpec(f"session-{self._number}", tuple(range(PARTITIONS)), *places, CONFIG))
+        written = self.folder / ("spool" if self.lake_url is not None else "lake")
+        places = (f"embedded:{self.folder / 'log'}", str(self.folder), self.state, str(written))
+        actor = SessionActor(SessionSpec(f"session-{self._number}", tuple(range(PARTITIONS)), *places, self.config, lake_url=self.lake_url))
         actor.begin()
         return actor
 
@@ -73,7 +78,7 @@ class Story:
         return self.end(self.begin(), idle_ms)
 
     def commit(self) -> dict[int, int]:
-        with closing(LakeTables.open(self.folder / "lake", CONFIG.lake)) as tables:
+        with closing(LakeTables.open(self.lake, self.config.lake)) as tables:
             committing = Committing(self.checkpoints, tables, self.checkpoints.claim(COMMITTER, "test"))
             return committing.turn([head for p in self.checkpoints.partitions() if (head := self.checkpoints.header(p)) is not None])
 
@@ -84,7 +89,7 @@ class Story:
     def assert_all(self, totals: SessionTotals) -> None:
         """As if one run had read it all."""
         expected = runs.expected_of(self.records, idle_ms=IDLE_MS, **QUICK)
-        lake = self.folder / "lake"
+        lake = self.lake
         runs.assert_lake(lake, expected)
         runs.assert_sessions(lake, expected)
         assert sorted(rows_of(lake, "alerts")["alert_id"]) == sorted(alert["alert_id"] for alert in expected.alerts)

@@ -17,7 +17,7 @@ from keystone.actors.loop import LoopActor
 from keystone.checkpoint import Checkpoint, Checkpoints, key_of
 from keystone.clock import Clock, SystemClock
 from keystone.config import LakeConfig, LogsConfig
-from keystone.errors import SinkBusy, StoreUnavailable
+from keystone.errors import LakeDamaged, SinkBusy, StoreUnavailable
 from keystone.segments import Segment
 from keystone.sinks.plain_lake import PlainLake
 from keystone.store import open_store
@@ -145,6 +145,33 @@ class Publishing:
         return self.committed
 
 
+class Compacting:
+    """Joins small files after every so many turns. What it costs the commits is time: a share of that between them."""
+
+    def __init__(self) -> None:
+        self.files = 0  # that are no more
+        self._turns = 0
+        self._is_off = False
+
+    def turn(self, tables: LakeTables) -> None:
+        """Raises ``SinkBusy`` where the lake does not answer. What it finds damaged it leaves to a person, and the commits go on."""
+        from keystone.sinks.iceberg.compaction import compact_ripe
+
+        config = tables.config
+        self._turns += 1
+        if self._turns < config.expire_every_commits or not config.compact_time_share or self._is_off:
+            return
+        self._turns = 0
+        try:
+            done = compact_ripe(tables, config.compact_time_share * config.expire_every_commits * config.commit_interval_ms / 1_000)
+            self.files += done.files_before - done.files_after
+        except LakeDamaged as error:
+            _LOG.error("small files are not joined any more: say keystone lake verify", reason=str(error))
+            self._is_off = True
+        except OSError as error:
+            raise SinkBusy(f"files of the lake cannot be read: {error!s:.200}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class CommitterSpec:
     """What a committer actor needs to know. Strings travel. ``is_plain``: no tables, files put into place."""
@@ -169,6 +196,7 @@ class CommitterActor(LoopActor):
         self._committing: Committing | Publishing | None = None
         self._next_s = 0.0
         self._is_last_done = False
+        self._compacting = Compacting()
         self._busy_turns = 0  # in a row
         self._busy: str | None = None
         self._commit_cpu_s = 0.0  # of all turns: the process itself spends seconds on its start
@@ -193,6 +221,8 @@ class CommitterActor(LoopActor):
             self._commit()
             self._busy_turns, self._busy = 0, None
             self._is_last_done = is_last
+            if self._tables is not None and not is_last:
+                self._compacting.turn(self._tables)
         except (SinkBusy, StoreUnavailable) as error:
             self._busy_turns, self._busy = self._busy_turns + 1, str(error)
             _LOG.warning("nothing is committed to the lake for now", reason=str(error))
@@ -233,5 +263,6 @@ class CommitterActor(LoopActor):
             "age_ms_max": committing.age_ms_max,
             "expired": committing.expired,
             "deleted": committing.deleted,
+            "compacted": self._compacting.files,
             "busy": self._busy,
         }

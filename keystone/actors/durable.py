@@ -24,6 +24,7 @@ from keystone.session_records import SESSION_SCHEMA
 from keystone.session_snapshot import packed
 from keystone.sinks.iceberg.columns import ALERT_SCHEMA, alert_table
 from keystone.sinks.lake import table_file_name
+from keystone.sinks.lake_bucket import LakeBucket
 from keystone.sinks.lake_thread import NO_ROOM, Cut
 from keystone.sinks.session_file import SessionFile, Table
 
@@ -40,16 +41,17 @@ log = get(__name__)
 
 
 class SideFiles:
-    """Where the session records and alerts of segments are written, in the directory of a lake."""
+    """Where the session records and alerts of segments are written, in the directory of a lake. ``is_synced``: they outlive a power cut there."""
 
-    def __init__(self, lake_dir: Path) -> None:
+    def __init__(self, lake_dir: Path, *, is_synced: bool = True) -> None:
         self.lake_dir = lake_dir
+        self._is_synced = is_synced
 
     def write(self, table: str, segment: Segment, rows: Sequence[pa.Table]) -> DataFile:
         """A file of that table ("sessions" or "alerts"), whole and on the disk when this returns. Raises ``SinkBusy`` where there is no room for it now."""
         path = self.path(table, segment)
         try:
-            file = SessionFile(path, SESSION_SCHEMA if table == "sessions" else ALERT_SCHEMA, is_synced=True)
+            file = SessionFile(path, SESSION_SCHEMA if table == "sessions" else ALERT_SCHEMA, is_synced=self._is_synced)
             for part in rows:
                 file.write(Table(part))
             count = file.close()
@@ -87,13 +89,19 @@ class Taken:
 class Finishing:
     """What becomes of what was taken, without thread and clock: ``complete`` once its cut is in place, then ``save`` until it is saved."""
 
-    def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None) -> None:
+    def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None, bucket: LakeBucket | None = None) -> None:
         self._checkpoints = checkpoints
         self._side_files = side_files
+        self._bucket = bucket
 
     def complete(self, taken: Taken) -> None:
-        """Put the other files into place, and name all of them in the checkpoint. Raises ``SinkBusy`` for the same again, later."""
+        """Put the other files into place, and name all of them in the checkpoint.
+
+        Raises ``SinkBusy`` (no room on the disk) and ``StoreUnavailable`` (of the lake's bucket) for the same again, later.
+        """
         files = self._files(taken)
+        if self._bucket is not None:
+            self._bucket.ship(files)
         segment = replace(taken.segment, files=tuple(files))
         rows = sum(file.rows for file in files if file.table == "events")
         checkpoint = taken.checkpoint
@@ -105,6 +113,8 @@ class Finishing:
     def save(self, taken: Taken) -> None:
         """Afterwards it is durable, and ours. Raises ``StoreUnavailable`` for the same again, later, and ``Fenced``."""
         taken.bytes = self._checkpoints.save(taken.checkpoint)
+        if self._bucket is not None:
+            self._bucket.forget(taken.segment.files)
 
     def _files(self, taken: Taken) -> list[DataFile]:
         side, segment, files = self._side_files, taken.segment, []
@@ -121,10 +131,11 @@ class Finishing:
 class CheckpointThread:
     """``put`` what was taken, ask ``finished`` for what is durable. Errors that end the owner are raised by the next call of either."""
 
-    def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None, check_lake: Callable[[], None]) -> None:
+    def __init__(self, checkpoints: Checkpoints, side_files: SideFiles | None, check_lake: Callable[[], None], bucket: LakeBucket | None = None) -> None:
         self.cpu_seconds = 0.0
         self._is_waiting = False  # for room
-        self._finishing = Finishing(checkpoints, side_files)
+        self._bucket = bucket
+        self._finishing = Finishing(checkpoints, side_files, bucket)
         self._check_lake = check_lake
         self._work: deque[Taken] = deque()
         self._done: deque[Taken] = deque()
@@ -156,8 +167,8 @@ class CheckpointThread:
         return is_idle
 
     def has_room(self) -> bool:
-        """False while the disk has none: then nothing more should be read."""
-        return not self._is_waiting
+        """False while the disk has none, or the spool of a lake in a bucket: then nothing more should be read."""
+        return not self._is_waiting and (self._bucket is None or self._bucket.has_room())
 
     def close(self) -> None:
         """What is not durable by now will not be. May be repeated."""
@@ -217,6 +228,8 @@ class CheckpointThread:
             if not self._is_waiting:
                 log.warning("the lake has no room: waiting until there is some", reason=str(error))
             self._is_waiting = True
+            return False
+        except StoreUnavailable:  # told by the bucket
             return False
         if self._is_waiting:
             log.warning("the lake has room again")

@@ -24,7 +24,9 @@ from keystone.log.url import KafkaUrl
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram
 from keystone.sinks.kafka import Item, TopicSink
+from keystone.sinks.letter_objects import LetterObjects, Ticket
 from keystone.sinks.ndjson import DeadLetterFile, last_place
+from keystone.store import open_store
 
 CLOSE_WAIT_S: Final = 30.0  # for outcomes that are still to come at the end
 MEND_EVERY_S: Final = 1.0  # between two tries to deliver what failed
@@ -50,8 +52,10 @@ class Delivery:
 class Output(Protocol):
     """One thread calls it. ``alerts``: delivered so far; ``detect``: ms from append to visible, of those."""
 
-    alerts: int
-    detect: LatencyHistogram
+    @property
+    def alerts(self) -> int: ...
+    @property
+    def detect(self) -> LatencyHistogram: ...
 
     def send(self, delivery: Delivery) -> None:
         """Hand over. May wait where too much is under way."""
@@ -157,9 +161,12 @@ class Letters:
         self._open.pop(partition).close()
 
     def write(self, partition: int, letters: Sequence[DeadLetter]) -> None:
-        """Those that are not there yet."""
+        """Those that are not there yet; they are when this returns."""
         last = self._last[partition]
         self._open[partition].write(letter for letter in letters if (letter.offset, letter.line) > last)
+
+    def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - nothing is held
+        return True
 
     def close(self) -> None:
         for file in self._open.values():
@@ -277,12 +284,76 @@ class TopicOutput:
             self._trails.close()
 
 
+class Taking(Protocol):
+    """What takes dead letters: ``Letters``, ``letter_objects.LetterObjects``."""
+
+    def own(self, partition: int, epoch: int) -> None: ...
+    def disown(self, partition: int) -> None: ...
+    def write(self, partition: int, letters: Sequence[DeadLetter]) -> Ticket | None: ...
+    def flush(self, wait_s: float) -> bool: ...
+    def close(self) -> None: ...
+
+
+class WithLetters:
+    """An ``Output`` whose dead letters go elsewhere than its alerts.
+
+    A delivery is finished when its alerts are, by ``inner``, and its dead letters are where they belong.
+    """
+
+    def __init__(self, inner: Output, letters: Taking) -> None:
+        self._inner, self._letters = inner, letters
+        self._tickets: deque[Ticket | None] = deque()  # of all deliveries, in order
+        self._alerted: deque[Delivery] = deque()  # finished by ``inner``; the first tickets are theirs
+
+    @property
+    def alerts(self) -> int:
+        return self._inner.alerts
+
+    @property
+    def detect(self) -> LatencyHistogram:
+        return self._inner.detect
+
+    def own(self, epochs: Mapping[int, int], marks: Sequence[Mapping[str, Any]]) -> None:
+        self._inner.own(epochs, marks)
+        for partition, epoch in epochs.items():
+            self._letters.own(partition, epoch)
+
+    def disown(self, partition: int) -> None:
+        self._inner.disown(partition)
+        self._letters.disown(partition)
+
+    def marks(self) -> dict[str, Any]:
+        return self._inner.marks()
+
+    def send(self, delivery: Delivery) -> None:
+        letters, delivery.dead_letters = delivery.dead_letters, []
+        self._inner.send(delivery)  # first: nobody waits for a letter
+        self._tickets.append(self._letters.write(delivery.partition, letters) if letters else None)
+
+    def finished(self) -> Iterator[Delivery]:
+        self._alerted.extend(self._inner.finished())
+        while self._alerted and (self._tickets[0] is None or self._tickets[0].is_done):
+            self._tickets.popleft()
+            yield self._alerted.popleft()
+
+    def pending(self) -> int:
+        return len(self._tickets)
+
+    def flush(self) -> bool:
+        is_letters, is_inner = self._letters.flush(CLOSE_WAIT_S), self._inner.flush()
+        return is_letters and is_inner
+
+    def close(self) -> None:
+        self._inner.close()
+        self._letters.close()
+
+
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
     """Which output.
 
     ``actions dead_letters``: a topic's URL, or None; ``trail``: keep files of alerts and moments; ``dead_letters_dir``: a directory
-    for files of dead letters, where no topic is named; ``files``: what the names of these begin with. ``actions_from``: the ends of the
+    or a bucket's URL for dead letters, where no topic is named; ``files``: what the names of these begin with. ``actions_from``: the ends of the
     actions' topic when the run began: what is behind them, this run said.
     """
 
@@ -296,10 +367,17 @@ class OutputSpec:
 
 def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path) -> Output:
     """The output of the actor ``name``."""
-    trail_dir = work_dir if spec.trail else None
+    trail_dir, place = work_dir if spec.trail else None, spec.dead_letters_dir
+    is_bucket = place is not None and "://" in place
     if spec.actions is None and spec.dead_letters is None:
-        return LocalOutput(trail_dir, Letters(Path(spec.dead_letters_dir), spec.files) if spec.dead_letters_dir is not None else None)
-    return TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
+        inner: Output = LocalOutput(trail_dir, Letters(Path(place), spec.files) if place is not None and not is_bucket else None)
+    else:
+        inner = TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
+    if place is not None and is_bucket:
+        return WithLetters(inner, LetterObjects(open_store(place), place, spec.files))
+    if place is not None and spec.actions is not None:
+        return WithLetters(inner, Letters(Path(place), spec.files))
+    return inner
 
 
 def rehearsed(alerts: Sequence[Alert], scratch: Path) -> None:

@@ -27,7 +27,8 @@ from keystone.log.base import Log
 from keystone.log.opening import open_log
 from keystone.pipeline import PartitionPipeline
 from keystone.sinks.lake import LakeWriter
-from keystone.store import open_store
+from keystone.sinks.lake_bucket import LakeBucket, Spool
+from keystone.store import open_bucket, open_store
 
 PAUSE_S = 0.002  # between turns where little comes in: what an event waits for a turn, at most
 IDLE_PAUSE_S = 0.02  # of one that stands by: orders wait that long
@@ -47,7 +48,7 @@ class SessionSpec:
     ``state``: URL of the store of checkpoints. ``partitions``: owned from the start; others are given later. ``start_offsets``: where a
     partition without a checkpoint begins (0 where it is not named). ``checkpoint_bytes``: of log after which a checkpoint is due, if
     time has not come before. ``takes_gaps``: what retention has dropped under the reader is counted and passed over, instead
-    of ending the run.
+    of ending the run. ``lake_url``: of a lake in a bucket; its files are written to a spool in ``lake_dir`` first.
     """
 
     name: str
@@ -65,6 +66,7 @@ class SessionSpec:
     has_story: bool = False
     takes_gaps: bool = False
     lake_is_plain: bool = False
+    lake_url: str | None = None
     patience_s: float = 0.0  # for log and store, while it is built
 
 
@@ -104,6 +106,8 @@ class SessionActor(LoopActor):
         self._saving: CheckpointThread
         self._owner: Owner | None = None
         self._lake: LakeWriter | None = None
+        self._spool: Spool | None = None
+        self._bucket: LakeBucket | None = None
         self._story = StoryTap(spec.config.detection.loop_threshold) if spec.has_story else None
         self._began_s = 0.0  # when the last turn did
         self._bytes_per_s = 0.0
@@ -130,19 +134,33 @@ class SessionActor(LoopActor):
         decoder = Decoder(seed=self._patiently(checkpoints.seed, spec.patience_s))
         self._log = self._patiently(lambda: open_log(spec.log, config.kafka), spec.patience_s)
         self._output = self._patiently(self._open_output, spec.patience_s)
-        lake_dir = Path(spec.lake_dir) if spec.lake_dir is not None else None
-        self._lake = LakeWriter(lake_dir, config.lake, is_table=True) if lake_dir is not None else None
+        lake_dir = self._open_lake()
         self._leases = Leases(checkpoints)
-        side_files = SideFiles(lake_dir) if lake_dir is not None else None
-        self._saving = CheckpointThread(checkpoints, side_files, self._lake.check if self._lake is not None else _nothing)
+        side_files = SideFiles(lake_dir, is_synced=self._bucket is None) if lake_dir is not None else None
+        self._saving = CheckpointThread(checkpoints, side_files, self._lake.check if self._lake is not None else _nothing, self._bucket)
         expected = spec.sessions_expected // spec.partitions_expected
-        ends = partial(_lake_ends, lake_dir, config.lake, is_plain=spec.lake_is_plain) if lake_dir is not None else None
+        lake = spec.lake_url or spec.lake_dir
+        ends = partial(_lake_ends, lake, config.lake, is_plain=spec.lake_is_plain) if lake is not None else None
         rules = Rules(dict(spec.start_offsets), spec.checkpoint_bytes, spec.takes_gaps, expected, ends)
         self._owner = Owner(
             f"{self.name}-{self._incarnation[:8]}", config, rules, self._log, decoder, checkpoints,
             output=self._output, saving=self._saving, leases=self._leases, lake=self._lake, has_side_files=side_files is not None, story=self._story,
         )  # fmt: skip
         self._owner.take_over(spec.partitions)
+
+    def _open_lake(self) -> Path | None:
+        """Where files are written: the lake, or a spool before it."""
+        spec, config = self._spec, self._spec.config.lake
+        if spec.lake_dir is None:
+            return None
+        lake_dir = Path(spec.lake_dir)
+        if spec.lake_url is not None:
+            objects = open_bucket(spec.lake_url)
+            self._spool = Spool(lake_dir)
+            lake_dir = self._spool.directory
+            self._bucket = LakeBucket(objects, spec.lake_url, lake_dir, config.spool_bytes_max)
+        self._lake = LakeWriter(lake_dir, config, is_table=True, on_file=self._bucket.begin if self._bucket is not None else None)
+        return lake_dir
 
     def _open_checkpoints(self) -> Checkpoints:
         config = self._spec.config.checkpoint
@@ -192,6 +210,9 @@ class SessionActor(LoopActor):
         totals.pause_ms_max, totals.checkpoint_cpu_s = owner.figures.pause_ms_max, self._saving.cpu_seconds
         self._leases.close()
         self._saving.close()
+        if self._bucket is not None and self._spool is not None:
+            self._bucket.close()
+            self._spool.close()
         self._log.close()
         return totals
 
@@ -251,17 +272,17 @@ def _gaps(owned: Iterable[Owned]) -> dict[str, int]:
     return found
 
 
-def _lake_ends(lake_dir: Path, config: LakeConfig, *, is_plain: bool) -> dict[int, Echo]:
+def _lake_ends(lake: str, config: LakeConfig, *, is_plain: bool) -> dict[int, Echo]:
     """Where each partition ends in the lake, once a commit that was under way is over. Nothing where it has no tables yet."""
-    from keystone.sinks.iceberg.places import CATALOG_FILE
+    from keystone.sinks.iceberg.places import has_catalog
     from keystone.sinks.iceberg.tables import LakeTables
 
     if is_plain:
         raise UsageError("the newest checkpoint is damaged, and a lake of plain files does not tell what it has: begin anew with another --lake and --state")
-    if not (lake_dir / CATALOG_FILE).exists():
+    if not has_catalog(lake, config):
         return {}
     time.sleep(COMMIT_UNDER_WAY_S)
-    tables = LakeTables.open(lake_dir, config, is_made=False)
+    tables = LakeTables.open(lake, config, is_made=False)
     try:
         return {partition: Echo(link.next_offset, link.next_sequence, link.log_time_ms) for partition, link in tables.committed().items()}
     finally:

@@ -18,8 +18,8 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 
 @click.command("run", context_settings=CONTEXT)
 @click.option("--log", "log", default=None, metavar="URL", help="embedded:DIR, or kafka://HOST[:PORT][,...][/TOPIC].  [default: this user's embedded log]")
-@click.option("--lake", default=None, metavar="DIR", help="Write every accepted event, session and alert there.  [default: nowhere]")
-@click.option("--lake-format", type=click.Choice([ICEBERG, PARQUET]), default=ICEBERG, help="Iceberg tables, or plain files in folders.")
+@click.option("--lake", default=None, metavar="DIR|s3://BUCKET/PREFIX", help="Write every accepted event, session and alert there.  [default: nowhere]")
+@click.option("--lake-format", type=click.Choice([ICEBERG, PARQUET]), default=None, help="Iceberg tables, or plain files in folders.  [default: iceberg]")
 @click.option(
     "--state", default=None, metavar="DIR|URL", help="Keep checkpoints there and go on from them.  [default: beside the lake; without one, only while it runs]"
 )
@@ -27,7 +27,7 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 @click.option(
     "--dead-letters",
     default=None,
-    metavar="URL|DIR|none",
+    metavar="URL|DIR|s3://...|none",
     help="Where unusable lines go.  [default: keystone-dead-letters beside a topic, else beside the lake]",
 )
 @click.option("--session-actors", type=click.IntRange(1, 1_024), default=None, help="Processes that own partitions.  [default: by cores]")
@@ -64,7 +64,8 @@ def _run(given: dict[str, Any], config: Any, stop: Any) -> int:
     from keystone.run.service import Service
 
     check_target("--report", given["report"])
-    options = Options(given["log"], given["lake"], given["actions"], given["dead_letters"], given["state"], given["lake_format"], given["begin"])
+    names = ("log", "lake", "actions", "dead_letters", "state", "lake_format")
+    options = Options(**{name: given[name] if given[name] is not None else getattr(config.run, name) for name in names}, begin=given["begin"])
     places = resolve(options, config)
     actors = min(places.partitions, given["session_actors"] or max(1, usable_cores() - 1))
     has_story = given["story"] if given["story"] is not None else (sys.stdout.isatty() or places.actions == CONSOLE) and places.actions != NONE

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from keystone.errors import KeystoneError
+from keystone.errors import KeystoneError, UsageError
 from keystone.run.options import CONTEXT, config_options, load_config
 
 EXIT_FAIL: Final = 1
@@ -32,7 +32,7 @@ class Check(NamedTuple):
 
 @click.command("doctor", context_settings=CONTEXT)
 @click.option("--log", "log", default=None, metavar="URL", help="The log a run would read.  [default: this user's embedded log]")
-@click.option("--lake", default=None, metavar="DIR", help="The lake a run would write.  [default: not looked at]")
+@click.option("--lake", default=None, metavar="DIR|s3://...", help="The lake a run would write.  [default: not looked at]")
 @config_options
 def doctor_command(**given: Any) -> None:
     """Look at everything a run needs. Exit status 1 if anything fails."""
@@ -42,7 +42,7 @@ def doctor_command(**given: Any) -> None:
 
     failed = False
     with closing(logs.configure(config.logs)), StopSignal() as stop:  # in the middle of its start, Ray would leave its processes
-        for check in checks(given["log"], given["lake"], config):
+        for check in checks(given["log"] or config.run.log, given["lake"] or config.run.lake, config):
             failed |= check.state == "FAIL"
             click.echo(f"{check.state:<4}  {check.name:<10} {check.text}")
             if stop.is_asked():
@@ -57,7 +57,7 @@ def checks(log: str | None, lake: str | None, config: Any) -> Iterator[Check]:
         ("log", lambda: _log(log, config)),
     ]  # fmt: skip
     if lake is not None:
-        steps.append(("lake", lambda: _lake(Path(lake))))
+        steps.append(("lake", lambda: _bucket(lake) if "://" in lake else _lake(Path(lake))))
     for name, step in steps:
         try:
             yield from step()
@@ -159,6 +159,18 @@ def _kafka(url: Any, config: Any) -> Iterator[Check]:
             yield Check("ok", "topics", "nothing hurts; telemetry may be read, actions and dead letters written")
     finally:
         client.close()
+
+
+def _bucket(lake: str) -> Iterator[Check]:
+    from keystone.store import look_at_bucket, open_bucket
+
+    open_bucket(lake)
+    look_at_bucket(lake, makes_once=False)
+    yield Check("ok", "lake", f"{lake}: can be listed, written, read and deleted from")
+    try:
+        look_at_bucket(lake, makes_once=True)
+    except UsageError as error:
+        yield Check("note", "lake", str(error))
 
 
 def _lake(lake: Path) -> Iterator[Check]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXIT_FAIL: Final = 1
 GIVE_WAY: Final = 15  # of 19 steps of niceness: compaction takes a whole core while it reads and writes, and the stream's alerts do not wait for it
 TABLES: Final = ("events", "sessions", "alerts")
-_LAKE: Final = click.option("--lake", required=True, metavar="DIR", help="Of a run; or s3://BUCKET/PREFIX, with lake.catalog set.")
+_LAKE: Final = click.option("--lake", default=None, metavar="DIR|s3://BUCKET/PREFIX", help="Of a run.  [default: run.lake of keystone.toml]")
 
 
 @click.group("lake", context_settings=CONTEXT)
@@ -70,21 +70,34 @@ def _verdict_line(verdict: Verdict) -> str:
 @lake_command.command("files", context_settings=CONTEXT)
 @_LAKE
 @click.option("--table", type=click.Choice(TABLES), default="events")
+@click.option("--summary", is_flag=True, help="Only how many files of which size each day has.")
 @config_options
 def files_command(**given: Any) -> None:
-    """List the data files of a table: partition, offsets, rows, bytes, path."""
-    from keystone.sinks.iceberg.files import listed, parse_name
+    """List the data files of a table: partition, offsets, rows, bytes, path; then, on standard error, how many of which size each day has."""
+    from keystone.sinks.iceberg.files import date_of, listed, parse_name
 
     config = load_config(given["config_file"], given["settings"])
     with _opened(given, config) as tables:
         rows = size = count = 0
+        sizes: dict[str, list[int]] = {}
         for file in sorted(listed(tables.load(given["table"]), tables.place), key=lambda file: file.path):
             named = parse_name(file.path)
             partition = _range(file.partitions) if file.partitions else str(named[0]) if named else "-"
             offsets = _range(file.offsets) if file.offsets else f"{named[1]}-{named[2]}" if named else "-"
-            click.echo(f"{partition}\t{offsets}\t{file.rows}\t{file.bytes}\t{file.path}")
+            if not given["summary"]:
+                click.echo(f"{partition}\t{offsets}\t{file.rows}\t{file.bytes}\t{file.path}")
             rows, size, count = rows + file.rows, size + file.bytes, count + 1
+            sizes.setdefault(date_of(file.event_date), []).append(file.bytes)
+        for day, found in sorted(sizes.items()):
+            click.echo(f"{day or 'all days'}: {size_line(found)}", err=True)
         click.echo(f"{count:,} files, {rows:,} rows, {size:,} bytes", err=True)
+
+
+def size_line(sizes: list[int]) -> str:
+    """How many files, their median, and how many of each size."""
+    bins = ("under 1 MiB", 0, 1 << 20), ("to 16 MiB", 1 << 20, 16 << 20), ("to 96 MiB", 16 << 20, 96 << 20), ("larger", 96 << 20, 1 << 62)
+    counts = ", ".join(f"{count:,} {name}" for name, low, high in bins if (count := sum(low <= size < high for size in sizes)))
+    return f"{len(sizes):,} files, {sum(sizes):,} bytes, median {sorted(sizes)[len(sizes) // 2]:,}: {counts}"
 
 
 def _range(pair: tuple[int, int]) -> str:
@@ -140,7 +153,10 @@ def _opened(given: dict[str, Any], config: Any) -> Iterator[LakeTables]:
     from keystone import logs
     from keystone.sinks.iceberg.tables import LakeTables
 
-    with closing(logs.configure(config.logs)), closing(LakeTables.open(given["lake"], config.lake, is_made=False)) as tables:
+    lake = given["lake"] or config.run.lake
+    if lake is None:
+        raise UsageError("no lake is named: say --lake DIR or s3://BUCKET/PREFIX, or set run.lake in keystone.toml")
+    with closing(logs.configure(config.logs)), closing(LakeTables.open(lake, config.lake, is_made=False)) as tables:
         yield tables
 
 

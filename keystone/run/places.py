@@ -12,19 +12,22 @@ from typing import Final
 
 from keystone.actors.outputs import OutputSpec
 from keystone.checkpoint import Checkpoint, Checkpoints
-from keystone.config import Config
+from keystone.config import Config, LakeConfig
 from keystone.errors import UsageError
 from keystone.log.embedded import EmbeddedLog
 from keystone.log.kafka import KafkaLog
 from keystone.log.url import EmbeddedUrl, KafkaUrl, LogUrl, default_log_url, open_embedded, parse_log_url
+from keystone.sinks.iceberg.places import home_of, place_of
 from keystone.sinks.lake import offsets_of
-from keystone.store import open_store
+from keystone.store import look_at_bucket, open_bucket, open_store
 
 EARLIEST, LATEST, CHECKPOINT = "earliest", "latest", "checkpoint"
 WORDS: Final = (CHECKPOINT, EARLIEST, LATEST)
 ICEBERG, PARQUET = "iceberg", "parquet"
 CONSOLE, NONE = "console", "none"
 CATALOG: Final = "catalog.db"  # of a lake that is tables
+DEAD_LETTERS: Final = "dead-letters"
+STATE, SPOOL = "state", "spool"  # in the home of a lake in a bucket
 _ACTIONS_EXAMPLE: Final = "console, none, or kafka://HOST[:PORT]/keystone-actions"
 
 
@@ -52,12 +55,19 @@ class Places:
     partitions: int
     start_offsets: dict[int, int]
     output: OutputSpec
-    lake_dir: Path | None
+    lake_dir: Path | None  # None also where the lake is in a bucket
     lake_format: str
     state: str | None
     before: dict[int, Checkpoint]
     actions: str  # for people
     remarks: tuple[str, ...] = ()
+    lake_url: str | None = None  # of a lake in a bucket
+    home_dir: Path | None = None  # of what that keeps on this machine
+
+    @property
+    def lake(self) -> str | None:
+        """Its directory or URL."""
+        return self.lake_url or (str(self.lake_dir) if self.lake_dir is not None else None)
 
 
 def resolve(options: Options, config: Config) -> Places:
@@ -66,31 +76,50 @@ def resolve(options: Options, config: Config) -> Places:
     remarks: list[str] = []
     if options.begin not in WORDS:
         moment(options.begin)  # or a message, before anything is opened
-    lake_dir = Path(options.lake).absolute() if options.lake is not None else None
+    lake_url = _bucket(options) if options.lake is not None and "://" in options.lake else None
+    lake_dir = Path(options.lake).absolute() if options.lake is not None and lake_url is None else None
+    home_dir = home_of(place_of(lake_url), config.lake) if lake_url is not None else None
     if lake_dir is not None:
         _files_of(lake_dir)  # a lake that cannot be made is told of before its state
-    state = _state(options.state, lake_dir)
+    state = _state(options.state, lake_dir, home_dir)
+    if state is not None:
+        look_at_bucket(state, makes_once=True)
+    if lake_url is not None:
+        look_at_bucket(lake_url, makes_once=False)
     before = _state_before(state, options.begin)
     partitions, starts, log_id = _beginning(log, config, options.begin, remarks)
     _check_continuation(before, log_id, state)
     if lake_dir is not None:
         check_lake(lake_dir, options.lake_format, {p: before[p].next_offset if p in before else start for p, start in starts.items()}, has_state=bool(before))
+    if lake_url is not None:
+        check_bucket_lake(lake_url, config.lake, has_state=bool(before))
     if before:
         remarks.append(f"going on where {state} says: {sum(c.ledger.received for c in before.values()):,} events were received before")
     actions = _actions(options.actions, log, config)
-    letters, letters_dir = _dead_letters(options.dead_letters, log, config, lake_dir)
+    letters, letters_dir = _dead_letters(options.dead_letters, log, config, lake_url or lake_dir)
     files = f"{_id_of(state)}-" if letters_dir is not None else ""
-    output = OutputSpec(
-        actions=actions, dead_letters=letters, trail=False, dead_letters_dir=str(letters_dir) if letters_dir is not None else None, files=files
-    )  # fmt: skip
+    output = OutputSpec(actions=actions, dead_letters=letters, trail=False, dead_letters_dir=letters_dir, files=files)
     output = _looked_at(output, config)
     named = str(actions) if actions is not None else (options.actions or CONSOLE)
-    return Places(log, partitions, starts, output, lake_dir, options.lake_format, state, before, named, tuple(remarks))
+    return Places(log, partitions, starts, output, lake_dir, options.lake_format, state, before, named, tuple(remarks), lake_url, home_dir)
 
 
-def _state(given: str | None, lake_dir: Path | None) -> str | None:
+def _bucket(options: Options) -> str:
+    """The lake's URL, as it is named everywhere."""
+    url = (options.lake or "").rstrip("/")
+    if not url.startswith("s3://"):
+        raise UsageError(f"--lake {url}: write it as a directory, or s3://BUCKET/PREFIX")
+    if options.lake_format != ICEBERG:
+        raise UsageError(f"--lake {url}: a bucket takes Iceberg tables only: leave out --lake-format {options.lake_format}, or name a directory")
+    open_bucket(url)
+    return url
+
+
+def _state(given: str | None, lake_dir: Path | None, home_dir: Path | None) -> str | None:
     if given is not None:
         return given if "://" in given else str(Path(given).absolute())
+    if home_dir is not None:
+        return str(home_dir / STATE)
     beside = _beside(lake_dir, "state")
     return str(beside) if beside is not None else None
 
@@ -175,17 +204,26 @@ def _topic(option: str, given: str, topic: str) -> KafkaUrl:
     return url
 
 
-def _dead_letters(given: str | None, log: LogUrl, config: Config, lake_dir: Path | None) -> tuple[KafkaUrl | None, Path | None]:
-    """A topic, or a directory, or neither: then they are counted by reason only."""
+def _dead_letters(given: str | None, log: LogUrl, config: Config, lake: Path | str | None) -> tuple[KafkaUrl | None, str | None]:
+    """A topic, or a directory or bucket, or neither: then they are counted by reason only."""
     if given is None:
-        if isinstance(log, KafkaUrl):
-            return log.beside(config.kafka.dead_letters_topic), None
-        return None, _beside(lake_dir, "dead-letters")
+        return (log.beside(config.kafka.dead_letters_topic), None) if isinstance(log, KafkaUrl) else (None, _letters_beside(lake))
     if given == NONE:
         return None, None
+    if given.startswith("s3://"):
+        look_at_bucket(given, makes_once=False)
+        return None, given.rstrip("/")
     if "://" in given:
         return _topic("--dead-letters", given, config.kafka.dead_letters_topic), None
-    return None, Path(given).absolute()
+    return None, str(Path(given).absolute())
+
+
+def _letters_beside(lake: Path | str | None) -> str | None:
+    if isinstance(lake, str):
+        prefix = lake.removeprefix("s3://").partition("/")[2]
+        return f"{lake}-{DEAD_LETTERS}" if prefix else f"{lake}/{DEAD_LETTERS}"  # beside data and metadata
+    beside = _beside(lake, DEAD_LETTERS)
+    return str(beside) if beside is not None else None
 
 
 def _looked_at(output: OutputSpec, config: Config) -> OutputSpec:
@@ -218,6 +256,15 @@ def check_lake(lake_dir: Path, lake_format: str, starts: dict[int, int], *, has_
                 f"--lake {lake_dir} holds events of partition {partition} up to offset {last:,}, and this run begins at {starts.get(partition, 0):,}:"
                 " name another directory, or say --from latest"
             )
+
+
+def check_bucket_lake(lake_url: str, config: LakeConfig, *, has_state: bool) -> None:
+    """Open its tables, made where there are none: what is wrong with bucket or catalog is told now. Refuses a lake without the state behind it."""
+    from keystone.sinks.iceberg.tables import LakeTables
+
+    with closing(LakeTables.open(lake_url, config)) as tables:
+        if not has_state and tables.committed():
+            raise UsageError(f"--lake {lake_url} was written by runs whose state is not where --state says: name that, or another prefix for the lake")
 
 
 def _files_of(lake_dir: Path) -> tuple[list[Path], bool]:

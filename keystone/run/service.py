@@ -25,7 +25,7 @@ from keystone.errors import UsageError
 from keystone.log.url import EmbeddedUrl, LogUrl, open_embedded
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram, Ledger
-from keystone.run.places import PARQUET, Places
+from keystone.run.places import PARQUET, SPOOL, Places
 from keystone.run.screen import StoryScreen
 from keystone.sinks.plain_lake import staging_of
 
@@ -34,7 +34,7 @@ READY_MAX_S: Final = 120.0
 CLOSE_MAX_S: Final = 120.0
 FIRST_RECORD_WAIT_S: Final = 30.0  # before anything came at all: whoever sends may still be starting
 IDLE_MARGIN_MS: Final = 200  # of log time, beyond the open-stall limit
-COMMIT_FIGURES: Final = ("commits", "segments", "files", "commit_ms", "lag_ms", "age_ms_max", "expired")
+COMMIT_FIGURES: Final = ("commits", "segments", "files", "commit_ms", "lag_ms", "age_ms_max", "expired", "compacted")
 RATE_OVER_S: Final = 2.0  # what "a second" is averaged over
 
 log = get(__name__)
@@ -143,7 +143,7 @@ class Service:
 
     def _headline(self) -> str:
         places = self._places
-        lake = f", lake {places.lake_dir}" if places.lake_dir is not None else ""
+        lake = f", lake {places.lake}" if places.lake is not None else ""
         return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors), actions to {places.actions}{lake}"
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
@@ -151,16 +151,16 @@ class Service:
         state = places.state or str(work_dir / "state")
         room = _room_of_a_partition(places.log)
         lake_dir = places.lake_dir if places.lake_dir is None or places.lake_format != PARQUET else staging_of(places.lake_dir)
+        if places.home_dir is not None:
+            lake_dir = places.home_dir / SPOOL
         self._spec = SessionSpec(
             "", (), str(places.log), str(work_dir), state, _text(lake_dir), config, output=places.output,
             start_offsets=tuple(places.start_offsets.items()), checkpoint_bytes=room // 2, has_story=self._has_story, takes_gaps=True,
-            lake_is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S,
+            lake_is_plain=places.lake_format == PARQUET, lake_url=places.lake_url, patience_s=BUILD_PATIENCE_S,
         )  # fmt: skip
         self._add_session_actors(supervisor, range(self._actors))
-        if places.lake_dir is not None:
-            committing = CommitterSpec(
-                str(places.lake_dir), state, str(work_dir), config.lake, is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S
-            )
+        if places.lake is not None:
+            committing = CommitterSpec(places.lake, state, str(work_dir), config.lake, is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S)
             supervisor.add("committer", "committer", "the lake's commits", CommitterActor, committing)
 
     def _add_session_actors(self, supervisor: Supervisor, numbers: Iterable[int]) -> None:
@@ -263,12 +263,12 @@ class Service:
         result.log_metrics = {ward.name: ward.status.get("log", {}) for ward in supervisor.of_kind("session")}
         result.restarts = sum(ward.restarts for ward in supervisor.of_kind("session"))
         result.fenced_writes, result.recoveries = supervisor.fenced_writes, supervisor.recoveries
-        if self._places.lake_dir is not None:
+        if self._places.lake is not None:
             result.lake_rows = result.ledger.lake_rows
 
     def _end_commits(self, supervisor: Supervisor, result: RunResult, totals: Sequence[SessionTotals]) -> None:
         """The committer ends last: it takes what the last checkpoints name."""
-        if self._places.lake_dir is None:
+        if self._places.lake is None:
             return
         supervisor.order("committer", "finish")
         if not supervisor.wait_until(OVER, "committer", seconds=CLOSE_MAX_S) and not supervisor.faults():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,8 @@ class LakeWriter:
     follow ``anchor_ts_ms``, the ts of the file's first accepted event (learnt from the first batch if not given).
 
     With ``is_table`` the files are a table's: in ``data/events/``, named also by the ``epoch`` of their partition's owner
-    (``own``), in place but in no snapshot yet; ``cut`` says which there are.
+    (``own``), in place but in no snapshot yet; ``cut`` says which there are. ``on_file`` is told of each, by another thread, where the
+    directory is only the first place that they are in.
 
     Opening sweeps the unfinished files that a dead run left in ``partitions``. Errors of the file system are raised by the
     next call as one ``SinkError``, after which no unfinished file of ours is left and every further call raises it again.
@@ -98,6 +99,7 @@ class LakeWriter:
         has_log_time: bool = True,
         anchor_ts_ms: int | None = None,
         is_table: bool = False,
+        on_file: Callable[[Path, int], None] | None = None,
     ) -> None:
         self.directory = Path(directory)
         self._is_table = is_table
@@ -119,7 +121,7 @@ class LakeWriter:
             raise UsageError(f"the lake cannot be made at {self.directory}: {error.strerror}; choose another directory") from error
         for partition in partitions:
             self._open_partition(partition)
-        self._thread = WritingThread(config.queue_bytes_max, self._encoder, is_patient=is_table)
+        self._thread = WritingThread(config.queue_bytes_max, self._encoder, is_patient=is_table, on_file=on_file)
 
     # --- what it tells ------------------------------------------------------------------------------------------------
     @property

@@ -64,8 +64,12 @@ class Cut:
 class WritingThread:
     """Runs what is put into its bounded queue, in order. Holds the first error, and does nothing more after it."""
 
-    def __init__(self, queue_bytes_max: int, encoder: PageEncoder, *, is_patient: bool = False) -> None:
-        """``is_patient``: where the disk is full or files are too many, wait until they are not, instead of failing."""
+    def __init__(self, queue_bytes_max: int, encoder: PageEncoder, *, is_patient: bool = False, on_file: Callable[[Path, int], None] | None = None) -> None:
+        """``is_patient``: where the disk is full or files are too many, wait until they are not, instead of failing.
+
+        ``on_file``: told of each file of a cut, and its size, as it is in place; such files need not outlive a power cut.
+        """
+        self._on_file = on_file
         self.bytes = self.files = 0
         self.is_waiting = False  # for room
         self._is_patient = is_patient
@@ -219,10 +223,11 @@ class WritingThread:
             file.parquet.finish()
             self.patiently(lambda: target.parent.mkdir(parents=True, exist_ok=True))
             target = _free_name(target)
-            if is_cut:  # a checkpoint will name it, and outlive a power cut; 10-100 ms of waiting, of this thread only
+            is_synced = is_cut and self._on_file is None
+            if is_synced:  # a checkpoint will name it, and outlive a power cut; 10-100 ms of waiting, of this thread only
                 sync(path)
             self.patiently(lambda: _replace(path, target))
-            if is_cut:
+            if is_synced:
                 sync(target.parent)
         except OSError as error:
             self.fail(error, target)
@@ -233,6 +238,8 @@ class WritingThread:
         self._partition_rows[partition] = self._partition_rows.get(partition, 0) + file.parquet.rows
         if is_cut:
             self._uncut.setdefault(partition, []).append(WrittenFile(target, day, file.parquet.rows, file.parquet.bytes))
+            if self._on_file is not None:
+                self._on_file(target, file.parquet.bytes)
 
     def cut(self, partition: int, cut: Cut) -> None:
         """Everything that was put before is done: the files in place since the last cut are this one's."""

@@ -279,7 +279,7 @@ def assert_alerts(found: Rows, expected: Result) -> None:
     assert by(found, "alert_id") == by(wanted, "alert_id")
 
 
-def assert_sessions(lake: Path, expected: Result) -> None:
+def assert_sessions(lake: Path | str, expected: Result) -> None:
     identity = ("device_id", "session_id", "start_ts", "end_ts", "events", "duplicates", "end_reason")
     assert by(session_rows(lake), *identity) == by(expected.sessions, *identity)
 
@@ -295,7 +295,7 @@ def letters_in(folder: Path) -> Rows:
     return [row | {"raw": base64.b64decode(row["raw"])} for row in rows]
 
 
-def assert_lake(lake: Path, expected: Result) -> None:
+def assert_lake(lake: Path | str, expected: Result) -> None:
     """Each accepted event once, as it was sent, where it lies in the log."""
     rows = sorted(expected.rows, key=lambda row: (row["partition"], row["offset"], row["line"]))
     found = rows_of(lake).sort("partition", "offset", "line")

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "keystone"
 #: From the bottom up. A module may import from its own layer and from those before it.
 LAYERS = (
     {"events", "errors", "clock", "kernels", "partition"},
-    {"config", "metrics", "mappings", "logs", "logs_lines", "logs_writer", "segments", "store", "store_objects"},
+    {"config", "metrics", "mappings", "logs", "logs_lines", "logs_writer", "segments", "store", "store_objects", "buckets"},
     {"decode", "session_snapshot", "session_state", "session_records", "sessions", "detect", "qoe", "anomaly"},
     {"routes", "pipeline", "checkpoint", "checkpoint_format", "ownership"},
     {"log", "sinks", "sim", "testing"},

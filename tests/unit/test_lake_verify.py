@@ -164,6 +164,11 @@ def test_files_compact_and_expire(tables, lake, capsys):
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[:3] for line in (lines[0], lines[6])] == [["0", "0-2", "6"], ["1", "0-2", "6"]]
     assert "12 files, 72 rows" in err
+    assert "12 files, " in err.splitlines()[0], "of the one day"
+    assert err.splitlines()[0].endswith("12 under 1 MiB")
+    summary = told(capsys, "lake", "files", "--lake", str(lake), "--summary")
+    assert summary == (0, "", err)
+    assert told(capsys, "lake", "files", "--set", f"run.lake={lake}", "--summary") == summary
     assert told(capsys, "lake", "files", "--lake", str(lake), "--table", "sessions")[1].startswith("0\t0-3\t2\t")
     assert "36 files became 6: 108 rows" in told(capsys, "lake", "compact", "--lake", str(lake))[1]
     assert "0 files became 0" in told(capsys, "lake", "compact", "--lake", str(lake), "--date", "2026-09-21")[1]
@@ -181,7 +186,8 @@ def test_files_compact_and_expire(tables, lake, capsys):
     [
         (("files", "--lake", "{tmp}/none"), "there is no catalog.db in it"),
         (("compact", "--lake", "{lake}", "--date", "yesterday"), "such as 2026-09-21"),
-        (("verify", "--lake", "s3://bucket/lake"), "set lake.catalog"),
+        (("verify",), "no lake is named: say --lake DIR or s3://BUCKET/PREFIX, or set run.lake"),
+        (("verify", "--lake", "s3://bucket/no-such-lake"), "bucket/no-such-lake/catalog.db is not there: say this on the machine that writes the lake"),
         (("verify", "--lake", "{lake}", "--log", "embedded:{tmp}/none"), "holds no log"),
         (("files", "--lake", "{lake}", "--set", 'lake.catalog={"token": "x"}'), "PYICEBERG_CATALOG__KEYSTONE__TOKEN"),
     ],

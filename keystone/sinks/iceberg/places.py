@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from keystone.buckets import access
+from keystone.config import LakeConfig
 from keystone.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 CATALOG_NAME: Final = "keystone"  # PYICEBERG_CATALOG__KEYSTONE__TOKEN and the like are read from the environment
 NAMESPACE: Final = "keystone"
 CATALOG_FILE: Final = "catalog.db"
+BUCKET_IO = "keystone.sinks.iceberg.bucket_io.BucketIO"
 UNFINISHED: Final = ".compacting"  # where compaction writes, until a file is whole
 SQLITE_WAIT_S: Final = 30  # for another process's transaction, which takes milliseconds
 _SECRET: Final = re.compile(r"secret|password|token|credential|access-key|private-key|sas", re.IGNORECASE)
@@ -34,6 +37,10 @@ class Place:
     def directory(self) -> Path | None:
         """None where it is no directory of a file system."""
         return Path(self.root.removeprefix("file://")) if self.root.startswith("file://") else None
+
+    @property
+    def is_bucket(self) -> bool:
+        return not self.root.startswith("file://")
 
     def url(self, *names: str) -> str:
         return "/".join((self.root, *names))
@@ -71,43 +78,71 @@ def check_catalog(properties: Mapping[str, str]) -> None:
             raise UsageError(f"lake.catalog: {name} is a secret, or holds one: give it by {variable}")
 
 
-def open_catalog(place: Place, properties: Mapping[str, str], *, is_made: bool) -> Catalog:
-    """The configured catalog, or SQLite in the lake's own directory. ``UsageError`` where there is none, and none is to be made."""
+def home_of(place: Place, config: LakeConfig) -> Path:
+    """Where a lake keeps what is of one machine (the catalog above all): its own directory, or that of a lake in a bucket.
+
+    That is ``BUCKET/PREFIX`` below ``lake.home_dir``, by default below ~/.local/share/keystone/lakes (or XDG_DATA_HOME).
+    """
+    if place.directory is not None:
+        return place.directory
+    share = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "keystone" / "lakes"
+    root = Path(config.home_dir).expanduser().absolute() if config.home_dir is not None else share
+    return root / place.root.partition("://")[2]
+
+
+def has_catalog(lake: Path | str, config: LakeConfig) -> bool:
+    """False where the lake was not made yet, by a catalog of this machine; of a configured one only that catalog can say."""
+    return bool(config.catalog) or (home_of(place_of(lake), config) / CATALOG_FILE).exists()
+
+
+def open_catalog(place: Place, config: LakeConfig, *, is_made: bool) -> Catalog:
+    """The configured catalog, or SQLite in the lake's home. ``UsageError`` where there is none, and none is to be made."""
+    properties = config.catalog
     check_catalog(properties)
-    common: dict[str, Any] = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **_s3_settings(place)}
+    implementation = BUCKET_IO if place.root.startswith("s3://") else "pyiceberg.io.pyarrow.PyArrowFileIO"
+    common: dict[str, Any] = {"py-io-impl": implementation, **_s3_settings(place)}
     try:
         if properties:
             from pyiceberg.catalog import load_catalog
 
             return load_catalog(CATALOG_NAME, **{**common, **properties})
-        return _own_catalog(place, common, is_made=is_made)
+        return _own_catalog(place, home_of(place, config) / CATALOG_FILE, common, is_made=is_made)
     except UsageError:
         raise
     except Exception as error:
+        if place.is_bucket and isinstance(error, OSError):
+            raise UsageError(f"lake {error}") from error
         reason = str(error).splitlines()[0]
-        if "database is locked" in reason and place.directory is not None:
-            held = place.directory / CATALOG_FILE
+        if "database is locked" in reason:
+            held = home_of(place, config) / CATALOG_FILE
             raise UsageError(
                 f"lake {place.root}: another process has held {held} for {SQLITE_WAIT_S} s: if it was stopped in its midst, let it go on, or kill it"
             ) from error
         raise UsageError(f"lake {place.root}: its catalog cannot be opened: {reason:.200}") from error
 
 
-def _own_catalog(place: Place, common: Mapping[str, Any], *, is_made: bool) -> Catalog:
+def _own_catalog(place: Place, file: Path, common: Mapping[str, Any], *, is_made: bool) -> Catalog:
     from keystone.sinks.iceberg.durable import DurableCatalog
 
-    if place.directory is None:
-        raise UsageError(f"lake {place.root}: a bucket needs a catalog: set lake.catalog, such as {{type = 'rest', uri = 'https://...'}}")
-    file = place.directory / CATALOG_FILE
-    if not is_made and not file.exists():
-        raise UsageError(f"lake {place.directory}: there is no {CATALOG_FILE} in it: name the directory that a run was given as --lake")
+    if not file.exists():
+        if not is_made and place.is_bucket:
+            raise UsageError(f"lake {place.root}: {file} is not there: say this on the machine that writes the lake, or set lake.home_dir or lake.catalog")
+        if not is_made:
+            raise UsageError(f"lake {file.parent}: there is no {CATALOG_FILE} in it: name the directory that a run was given as --lake")
+        if place.is_bucket and _has_metadata(place):
+            raise UsageError(
+                f"lake {place.root}: the bucket has a lake's tables there, and {file}, which knows them, is not here: bring it back, or name another prefix"
+            )
     file.parent.mkdir(parents=True, exist_ok=True)
     return DurableCatalog(CATALOG_NAME, uri=f"sqlite:///{file}?timeout={SQLITE_WAIT_S}", warehouse=place.root, **common)
 
 
+def _has_metadata(place: Place) -> bool:
+    from keystone.sinks.iceberg.bucket_io import sizes_below
+
+    return place.root.startswith("s3://") and bool(sizes_below(place.url("metadata")))
+
+
 def _s3_settings(place: Place) -> dict[str, str]:
-    """What pyarrow does not read from the usual variables by itself."""
-    if not place.root.startswith("s3"):
-        return {}
-    wanted = {"s3.endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "s3.region": ("AWS_REGION", "AWS_DEFAULT_REGION")}
-    return {name: os.environ[v] for name, variables in wanted.items() for v in reversed(variables) if v in os.environ}
+    """How pyarrow reaches the bucket: as everything else here does."""
+    return access().pyarrow_properties() if place.root.startswith("s3") else {}

@@ -68,7 +68,7 @@ class LakeTables:
         ``UsageError`` where there is no lake, or not one that this version can write.
         """
         place = place_of(lake)
-        tables = cls(place, open_catalog(place, config.catalog, is_made=is_made), config)
+        tables = cls(place, open_catalog(place, config, is_made=is_made), config)
         try:
             if is_made:
                 tables._make()
@@ -77,6 +77,8 @@ class LakeTables:
         except KeystoneError:
             raise
         except Exception as error:
+            if place.is_bucket and isinstance(error, OSError):
+                raise UsageError(f"lake {error}") from error
             raise UsageError(f"lake {place.root}: its tables cannot be opened: {_line(error)}") from error
         return tables
 
@@ -103,6 +105,19 @@ class LakeTables:
             self._io = PyArrowFileIO(dict(self.catalog.properties))  # keeps its connections
         scheme, netloc, path = PyArrowFileIO.parse_location(url)
         return self._io.fs_by_scheme(scheme, netloc), path
+
+    def sizes_below(self, url: str) -> dict[str, int]:
+        """The files below a folder of the lake, as URLs, with their sizes."""
+        if self.place.is_bucket:
+            from keystone.sinks.iceberg.bucket_io import sizes_below
+
+            return _translated(lambda: sizes_below(url), url)
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self.filesystem(url)
+        prefix = url.removesuffix(path)
+        found = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+        return {prefix + info.path: info.size for info in found if info.type == FileType.File}
 
     # --- committing -------------------------------------------------------------------------------------------------
     def commit(self, segments: Iterable[Segment], epoch: int) -> Committed:

@@ -8,18 +8,21 @@ compaction replaced a second ago may be a year old, and somebody may be reading 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keystone import logs
 from keystone.sinks.iceberg.chain import CHAIN_KEY, Link
 from keystone.sinks.iceberg.columns import EVENTS
-from keystone.sinks.iceberg.places import UNFINISHED
+from keystone.sinks.iceberg.places import UNFINISHED, home_of
 from keystone.sinks.iceberg.tables import ORDER, LakeTables
 
 if TYPE_CHECKING:
+    from pyiceberg.io import FileIO
     from pyiceberg.table import Table
     from pyiceberg.table.metadata import TableMetadata
 
@@ -73,14 +76,18 @@ def sweep(tables: LakeTables, now_ms: int, *, pending: Iterable[str] = ()) -> Sw
 
     Even without ``pending`` no such file is deleted: those of log offsets that are not committed yet are left alone.
     """
-    seen, swept = _read_seen(tables), Swept()
+    io = tables.load(EVENTS).io
+    seen, swept = _read_seen(tables, io), Swept()
     kept_seen: dict[str, int] = {}
     spared = {tables.place.url(path) for path in pending}
     chain = tables.committed(EVENTS)
     for name in ORDER:
-        found = {**_files_in(tables, tables.place.metadata(name)), **_files_in(tables, tables.place.data(name))}  # before the table: what comes later is not in
+        found = {
+            **tables.sizes_below(tables.place.metadata(name)),
+            **tables.sizes_below(tables.place.data(name)),
+        }  # before the table
         if name == EVENTS:
-            found |= _files_in(tables, tables.place.url(UNFINISHED))
+            found |= tables.sizes_below(tables.place.url(UNFINISHED))
         table = tables.load(name)
         needed = referenced(table)
         for url in sorted(set(found) - needed - spared):
@@ -95,8 +102,18 @@ def sweep(tables: LakeTables, now_ms: int, *, pending: Iterable[str] = ()) -> Sw
                 table.io.delete(url)
                 swept.deleted += 1
                 swept.bytes += found[url]
-    _write_seen(tables, kept_seen)
+    _write_seen(tables, io, kept_seen)
+    if tables.place.is_bucket:
+        _remove_drafts(home_of(tables.place, tables.config) / UNFINISHED, now_ms - tables.config.orphan_age_ms)
     return swept
+
+
+def _remove_drafts(folder: Path, before_ms: int) -> None:
+    """What compactions that were killed before their upload left on this machine."""
+    for path in folder.glob("*.parquet"):
+        with contextlib.suppress(FileNotFoundError):  # it was uploaded meanwhile
+            if path.stat().st_mtime * 1_000 < before_ms:
+                path.unlink()
 
 
 def is_ours_to_delete(url: str, metadata_url: str, chain: Mapping[int, Link]) -> bool:
@@ -132,28 +149,16 @@ def referenced(table: Table) -> set[str]:
     return needed
 
 
-def _files_in(tables: LakeTables, url: str) -> dict[str, int]:
-    """The files below a folder, as URLs, with their sizes."""
-    from pyarrow.fs import FileSelector, FileType
-
-    filesystem, path = tables.filesystem(url)
-    prefix = url.removesuffix(path)
-    found = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
-    return {prefix + info.path: info.size for info in found if info.type == FileType.File}
-
-
-def _read_seen(tables: LakeTables) -> dict[str, int]:
+def _read_seen(tables: LakeTables, io: FileIO) -> dict[str, int]:
     """Nothing, where the file is lost or no such file: everything waits anew."""
-    filesystem, path = tables.filesystem(tables.place.url("metadata", SEEN_FILE))
     try:
-        with filesystem.open_input_stream(path) as stream:
+        with io.new_input(tables.place.url("metadata", SEEN_FILE)).open() as stream:
             found = json.loads(stream.read())
     except (OSError, ValueError):
         return {}
     return {str(url): since for url, since in found.items() if isinstance(since, int)} if isinstance(found, dict) else {}
 
 
-def _write_seen(tables: LakeTables, seen: Mapping[str, int]) -> None:
-    filesystem, path = tables.filesystem(tables.place.url("metadata", SEEN_FILE))
-    with filesystem.open_output_stream(path) as stream:
+def _write_seen(tables: LakeTables, io: FileIO, seen: Mapping[str, int]) -> None:
+    with io.new_output(tables.place.url("metadata", SEEN_FILE)).create(overwrite=True) as stream:
         stream.write(json.dumps(seen, indent=0).encode())
