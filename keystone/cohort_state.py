@@ -8,7 +8,7 @@ memory is full, and add up.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,8 @@ class CohortMemory:
         self._out_keys, self._out_sums, self._out_state = _NOTHING, _NOTHING, np.zeros(1, np.int64)
         self._ready: list[CohortPartial] = []
         self._bins: list[I64] = []
-        self._texts: dict[int, Key] = {}
+        self._texts: npt.NDArray[Any] = np.full(self.layout.cohorts, None, object)  # keys by cohort, as they are asked for
+        self._is_named = np.zeros(self.layout.cohorts, np.bool_)
 
     # --- memory -------------------------------------------------------------------------------------------------------
     def _allocate(self, combinations: int) -> None:
@@ -96,12 +97,10 @@ class CohortMemory:
             self._values_max, self._combinations_max, lean_from, max(1, len(self._dims) // 2), self._timeout_ms, int(self._has_log_time), 1,
         )  # fmt: skip
 
-    def release(self) -> None:
-        """Drop the views of what is about to grow with the table's rows."""
-        self.cohorts = kernel.off()
-
     def grow_rows(self, rows: int) -> None:
+        """The table has let go of its views; ours would keep the memory from growing in place."""
         if self.is_on:
+            self.cohorts = kernel.off()
             self._rows_max = rows
             self._of_row.grow(rows * 4)
             self._bind()
@@ -250,21 +249,20 @@ class CohortMemory:
         keys = self._out_keys[: 2 * used].reshape(used, 2)
         sums = self._out_sums[: used * OUT_WORDS].reshape(used, OUT_WORDS).copy()
         self._out_state[0], self._bins = 0, []
-        distinct = np.unique(np.concatenate((keys[:, 1], bins[:, 1])))
-        named = tuple(self._key(cohort, dictionaries) for cohort in distinct.tolist())
-        places = np.searchsorted(distinct, keys[:, 1]).astype(np.int32)
-        bins[:, 0], bins[:, 1] = bins[:, 0] * WINDOW_MS, np.searchsorted(distinct, bins[:, 1])
+        is_told = np.zeros(self.layout.cohorts, np.bool_)
+        is_told[keys[:, 1]] = is_told[bins[:, 1]] = True
+        distinct = np.flatnonzero(is_told)
+        for cohort in distinct[~self._is_named[distinct]].tolist():
+            self._texts[cohort], self._is_named[cohort] = self._key(cohort, dictionaries), True
+        place_of = np.cumsum(is_told, dtype=np.int32) - 1
+        named, places = tuple(self._texts[distinct].tolist()), place_of[keys[:, 1]].astype(np.int32)
+        bins[:, 0], bins[:, 1] = bins[:, 0] * WINDOW_MS, place_of[bins[:, 1]]
         self._ready.append(
             CohortPartial(self.partition, self.layout.dimensions, named, keys[:, 0] * WINDOW_MS, places, sums, bins, has_log_time=self._has_log_time)
         )
 
     def _key(self, cohort: int, dictionaries: DictionaryStore) -> Key:
-        found = self._texts.get(cohort)
-        if found is None:
-            numbers = self.layout.numbers_of(cohort)
-            found = tuple(None if number is None else self._text(k, number, dictionaries) for k, number in enumerate(numbers))
-            self._texts[cohort] = found
-        return found
+        return tuple(None if number is None else self._text(k, number, dictionaries) for k, number in enumerate(self.layout.numbers_of(cohort)))
 
     def _text(self, k: int, number: int, dictionaries: DictionaryStore) -> str:
         if number < FIRST_VALUE:
@@ -299,7 +297,7 @@ class CohortMemory:
         plays = self._plays[:known][is_kept]
         self._keys[: keys.size], self._plays[: plays.size] = keys.reshape(-1), plays
         self._state[COMBINATIONS] = plays.size
-        self._texts = {}
+        self._is_named[:] = False
         self._rehash()
 
     def _rehash(self) -> None:

@@ -97,7 +97,6 @@ class TableMemory:
 
     def _release(self) -> None:
         del self.table  # its views would keep the mappings from growing in place
-        self.cohorts.release()
 
     def _grow_rows(self) -> None:
         if self.active > self.sessions_max:

@@ -426,6 +426,17 @@ def _row_of(g, window, cohort, used):
     return used
 
 
+@piece
+def _add_fact(facts, fact, sums, row):
+    """Only what may have 2^53 in an event can reach the limit of int64; the rest is added eight bytes beside eight bytes."""
+    bitrate = add_saturating(sums[row + F_BITRATE_SUM], facts[fact + F_BITRATE_SUM])
+    stall = add_saturating(sums[row + F_STALL_MS], facts[fact + F_STALL_MS])
+    startup = add_saturating(sums[row + F_STARTUP_SUM], facts[fact + F_STARTUP_SUM])
+    for k in range(FACT_WORDS):
+        sums[row + k] += facts[fact + k]
+    sums[row + F_BITRATE_SUM], sums[row + F_STALL_MS], sums[row + F_STARTUP_SUM] = bitrate, stall, startup
+
+
 @kernel
 def expand(c, g, order, first, end):
     """Add facts ``order[first:end]`` (those of a window beside one another) up to rows of cohorts, behind the rows that are there.
@@ -443,8 +454,7 @@ def expand(c, g, order, first, end):
             for n in range(cohorts):
                 row = _row_of(g, window, _cohort(c, g, np.int64(c.fact_combinations[fact]), n), used)
                 used = max(used, row + 1)
-                for k in range(FACT_WORDS):
-                    g.sums[row * OUT_WORDS + k] = add_saturating(g.sums[row * OUT_WORDS + k], c.facts[fact * FACT_WORDS + k])
+                _add_fact(c.facts, fact * FACT_WORDS, g.sums, row * OUT_WORDS)
             i += 1
         if c.has_log_time:
             for number in range(c.state[COMBINATIONS]):

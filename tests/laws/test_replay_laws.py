@@ -94,14 +94,7 @@ def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
     result = replay(tmp_path / "out", str(tmp_path / "events.ndjson"), "--actors", "2", "--partitions", "5")
     assert result.exit_code == 0, result.output
     assert_results(tmp_path / "out", text, 5)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "alerts.ndjson",
-        "sessions.parquet",
-        "dead_letters.ndjson",
-        "summary.json",
-        "lake",
-        "cohorts.parquet",
-    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
 
 
 def test_several_files_packed_and_from_standard_input(tmp_path: Path) -> None:
