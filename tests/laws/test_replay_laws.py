@@ -88,10 +88,11 @@ def test_oversize_lines_and_every_size_of_the_corpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("actors", [1, 2])
+def test_actors_give_what_one_process_gives(tmp_path: Path, actors: int) -> None:
     text = dirty_text(11, 4_000)
     (tmp_path / "events.ndjson").write_bytes(text)
-    result = replay(tmp_path / "out", str(tmp_path / "events.ndjson"), "--actors", "2", "--partitions", "5")
+    result = replay(tmp_path / "out", str(tmp_path / "events.ndjson"), "--actors", str(actors), "--partitions", "5")
     assert result.exit_code == 0, result.output
     assert_results(tmp_path / "out", text, 5)
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
