@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.reference import ReferenceSessions, Session, decode_line, lines_of, partition_of, saturated
+from tests.reference import LogRecord, ReferenceSessions, Session, decode_line, lines_of, partition_of, saturated
 
 DIMENSIONS = ("region", "device_type", "cdn", "isp", "app_version", "country")
 PAIRS = (("region", "device_type"), ("region", "cdn"))
@@ -200,4 +200,19 @@ def reference_file_cohorts(text: bytes, *, partitions: int = 1, **options: Any) 
         tables[partition_of(event["device_id"], partitions)].apply(event)
     for table in tables:
         table.close_all()
+    return rows_of(tables)
+
+
+def reference_log_cohorts(log: dict[int, list[LogRecord]], *, end_log_time: int | None = None, **options: Any) -> Rows:
+    """Of a log, read to its end; then time passes until ``end_log_time``, where that is given."""
+    tables = []
+    for partition, records in sorted(log.items()):
+        table = CohortSessions(partition=partition, **options)
+        for record in records:
+            for _, line in lines_of(record.value or b""):
+                event = decode_line(line)
+                if isinstance(event, dict):
+                    table.apply(event, record.append_ts)
+        table.advance(max([record.append_ts for record in records] + [end_log_time or 0]))
+        tables.append(table)
     return rows_of(tables)
