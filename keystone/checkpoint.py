@@ -28,7 +28,7 @@ from keystone.checkpoint_format import Arrays, Head, decode, decode_head, encode
 from keystone.errors import CheckpointDamaged, Fenced, StoreUnavailable, UsageError
 from keystone.metrics import Ledger
 from keystone.segments import Segment
-from keystone.session_snapshot import SCHEMA
+from keystone.session_snapshot import SCHEMA, from_schema_1
 from keystone.store import Store
 
 EPOCHS_KEPT: Final = 256  # of a key; the others are removed
@@ -40,7 +40,7 @@ _SEED: Final = re.compile(rb"keystone seed ([0-9a-f]{32}) ([0-9a-f]{8})\n")
 
 #: From the schema of the key to the next higher one: fields (a header's JSON) and arrays (none where only the header is read).
 Migration = Callable[[dict[str, Any], Arrays], tuple[dict[str, Any], Arrays]]
-MIGRATIONS: Final[dict[int, Migration]] = {}
+MIGRATIONS: Final[dict[int, Migration]] = {1: from_schema_1}
 
 
 def key_of(partition: int) -> str:

@@ -60,6 +60,36 @@ class DetectionConfig(_Frozen):
         return ladder_kbps
 
 
+class CohortsConfig(_Frozen):
+    """What quality of experience is told by, and how much of it is kept (``keystone/qoe.py``)."""
+
+    enabled: bool = True
+    dimensions: tuple[str, ...] = ("region", "device_type", "cdn", "isp", "app_version", "country")  # the first matter most where combinations are too many
+    pairs: tuple[tuple[str, str], ...] = (("region", "device_type"), ("region", "cdn"))
+    values_max: Annotated[int, Field(gt=0, le=60_000)] = (
+        1_000  # of a dimension; others are `other`: 6 x 1,000 rows a second at most, half of what an index takes
+    )
+    pair_values_max: Annotated[int, Field(gt=0, le=1_000)] = 128  # of each side of a pair: 130 x 130 cohorts at most
+    combinations_max: Annotated[int, Field(ge=1_024, le=1 << 24)] = 1 << 18  # of values, of a partition's sessions: x ~160 B = 42 MB
+    lateness_max_ms: Positive = 10_000  # that a window waits for partitions behind; what they tell then corrects it
+    windows_held: Annotated[int, Field(ge=120)] = 600  # of 1 s, to be corrected: 10 minutes, longer than partitions take to come back
+    rows_held_max: Positive = 1 << 19  # of these windows, all partitions: x ~250 B = 130 MB; then the oldest go first
+
+    @field_validator("dimensions")
+    @classmethod
+    def _once(cls, dimensions: tuple[str, ...]) -> tuple[str, ...]:
+        if not dimensions or len(set(dimensions)) != len(dimensions):
+            raise ValueError("must list at least one dimension, each once")  # that they exist is known where they are used (qoe.Layout)
+        return dimensions
+
+    @field_validator("pairs")
+    @classmethod
+    def _differ(cls, pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        if any(left == right for left, right in pairs) or len({frozenset(pair) for pair in pairs}) != len(pairs):
+            raise ValueError('must list pairs of two dimensions, each pair once, such as [["region", "cdn"]]')
+        return pairs
+
+
 class LakeConfig(_Frozen):
     row_group_rows: Positive = 131_072  # held in memory for each open file: x ~35 B of encoded pages = 5 MB
     row_group_bytes_max: Positive = 32 << 20  # of encoded pages, where rows are large
@@ -172,6 +202,7 @@ class Config(_Frozen, hide_input_in_errors=True):
     kafka: KafkaConfig = KafkaConfig()
     logs: LogsConfig = LogsConfig()
     run: RunConfig = RunConfig()
+    cohorts: CohortsConfig = CohortsConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -304,6 +335,10 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
 def _check_together(config: Config, origins: Mapping[str, str]) -> None:
     """Settings that each make sense alone, but not together. A test may build such a tree; a run may not."""
     session, detection, lake = config.session, config.detection, config.lake
+    strange = sorted({name for pair in config.cohorts.pairs for name in pair} - set(config.cohorts.dimensions))
+    if strange:
+        places = ", ".join(dict.fromkeys(origins[name] for name in ("cohorts.dimensions", "cohorts.pairs") if name in origins))
+        raise UsageError(f"{places}: cohorts.pairs has {strange[0]}, which is not in cohorts.dimensions: list it there, or leave the pair out of cohorts.pairs")
     rules = (
         (
             session.timeout_ms > detection.open_stall_ms,

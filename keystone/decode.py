@@ -210,7 +210,7 @@ class CodeHolder(Protocol):
     """Whoever keeps dictionary codes of dimensions beyond the batch they came with."""
 
     def live_codes(self, dimension: int) -> Flags:
-        """Which codes of CODED_DIMENSIONS[dimension] are in use; the highest may be the last."""
+        """Which codes of CODED_DIMENSIONS[dimension] are in use; the highest may be the last, codes that are not given out yet are passed over."""
 
     def renumber(self, dictionaries: Dictionaries, mappings: Sequence[I32]) -> None:
         """Use ``dictionaries`` from now on: replace each code by ``mappings[column][code]``, >= 0 for every code in use."""
@@ -315,7 +315,7 @@ class Decoder:
         is_live = np.zeros(self.dictionaries.size(column), np.bool_)
         for holder in self.holders:
             used = holder.live_codes(column - FIRST_DIMENSION)
-            is_live[: used.size] |= used
+            is_live[: used.size] |= used[: is_live.size]
         return is_live
 
     def _decoded(self, records: Records, *, per_line: bool) -> Decoded:

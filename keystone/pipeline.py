@@ -18,6 +18,7 @@ from keystone.errors import CheckpointDamaged, UsageError
 from keystone.events import Alert, DeadLetter, EventBatch, Records
 from keystone.mappings import Room
 from keystone.metrics import Ledger
+from keystone.qoe import CohortPartial
 from keystone.session_snapshot import Arrays
 from keystone.sessions import Applied, SessionRecords, SessionTable
 
@@ -30,7 +31,8 @@ class StepResult:
     """What one step found. Accepted events went to ``on_batch``, a batch at a time.
 
     ``decoded_ms alerted_ms`` (wall clock, ms since the epoch, one per alert) tell when the batch of the alert was
-    decoded and when the alert was known; they are measurements, not results.
+    decoded and when the alert was known; they are measurements, not results. ``cohorts``: sums of windows that log time has passed,
+    each once (a restart from a checkpoint gives those after it again, the same); of a plain file, whatever is ready.
     """
 
     partition: int
@@ -40,6 +42,7 @@ class StepResult:
     alerted_ms: list[float] = field(default_factory=list)
     sessions: list[SessionRecords] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    cohorts: list[CohortPartial] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -58,7 +61,9 @@ class PartitionPipeline:
         self, partition: int, decoder: Decoder, config: Config, *, has_log_time: bool = True, sessions_expected: int = 0, on_batch: OnBatch | None = None
     ) -> None:
         self.partition = partition
-        self.sessions = SessionTable(config.session, config.detection, decoder.dictionaries, has_log_time=has_log_time, sessions_expected=sessions_expected)
+        self.sessions = SessionTable(
+            config.session, config.detection, decoder.dictionaries, cohorts=config.cohorts, has_log_time=has_log_time, sessions_expected=sessions_expected
+        )
         decoder.holders.add(self.sessions)
         self._decoder = decoder
         self._has_log_time = has_log_time
@@ -116,6 +121,10 @@ class PartitionPipeline:
         self._collect(self.sessions.close_all(), result, time.time() * 1e3)
         return result
 
+    def end_range(self) -> StepResult:
+        """The end of what is read of a log: the cohorts of the window under way, as far as it came. Nothing may follow."""
+        return StepResult(self.partition, cohorts=self.sessions.end_cohorts())
+
     def snapshot(self, room: Room | None = None) -> Arrays:
         """All that a step depends on, between two steps; see ``SessionTable.snapshot``. Learned spelling is left out: it costs time only."""
         clocks: Arrays = {"log_time": np.array([self._log_time_ms, self._swept_ms], np.int64), "hashing": self._decoder.dictionaries.fingerprint()}
@@ -141,3 +150,4 @@ class PartitionPipeline:
             result.alerted_ms += [time.time() * 1e3] * len(applied.alerts)
         if applied.sessions.rows:
             result.sessions.append(applied.sessions)
+        result.cohorts += applied.cohorts

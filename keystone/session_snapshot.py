@@ -2,8 +2,8 @@
 
 ``schema`` (the number below) · ``partition`` · ``state`` (the table's counters) · ``free`` (the arena's free lists) · ``rows`` ``side`` ``high``
 ``arena`` (the used beginning of each part of the table's memory, places that are free included) · ``text`` ``text_sizes``
-``text_columns`` ``text_codes`` (strings of the dictionaries, end to end). All are one-dimensional. The index and the timers'
-bounds follow from the rows.
+``text_columns`` ``text_codes`` (strings of the dictionaries, end to end) · what ``cohort_snapshot`` tells of. All are one-dimensional.
+The index and the timers' bounds follow from the rows.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from keystone import cohort_snapshot
 from keystone.errors import CheckpointDamaged
 from keystone.events import DICTIONARY_COLUMNS, FIRST_DIMENSION, I32, I64, U8
+from keystone.kernels import cohorts
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.kernels.arena import CLASSES, NONE
 
 #: What the arrays mean. Another layout of rows, side rows, blobs or counters, or other dimensions: the next number (a test
 #: fails until then), and what reads the older one in ``checkpoint.MIGRATIONS``.
-SCHEMA: Final = 1
+SCHEMA: Final = 2  # 1: without cohorts; ``stall_start`` of a side row without an open run told nothing
 DIMENSIONS: Final = len(DICTIONARY_COLUMNS) - FIRST_DIMENSION
 DENSE_ROWS_MIN: Final = 64  # below, holes are not worth a pass
 Arrays = dict[str, npt.NDArray[Any]]
@@ -29,6 +31,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 _LAYOUT: Final = {
     "schema": np.int64, "partition": np.int64, "state": np.int64, "free": np.int64, "rows": np.int64, "side": np.int64, "high": np.uint16, "arena": np.uint32,
     "text": np.uint8, "text_sizes": np.int64, "text_columns": np.int64, "text_codes": np.int64,
+    **cohort_snapshot.LAYOUT,
 }  # fmt: skip
 #: Counters that a gathered copy takes over as they are; ``gather`` counts the others anew.
 _KEPT_COUNTERS: Final = (layout.LONGEST_DEVICE, layout.LONGEST_SESSION, layout.LONGEST_USER, layout.LOG_TIME, layout.SWEPT_AT)
@@ -84,6 +87,12 @@ def check(arrays: Arrays) -> None:
     counts = {arrays[name].size for name in ("text_sizes", "text_columns", "text_codes")}
     if len(counts) != 1 or int(arrays["text_sizes"].sum()) != arrays["text"].size:
         raise CheckpointDamaged("its strings do not have the sizes that it tells")
+    cohort_snapshot.check(arrays, rows)
+
+
+def from_schema_1(fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+    """A snapshot that knows no cohorts: its sessions will be of those of their dimensions last seen."""
+    return fields, arrays and arrays | cohort_snapshot.none() | {"schema": np.array([2], np.int64)}
 
 
 def mappings(table: layout.Table, arrays: Arrays, dictionaries: DictionaryStore) -> list[I32]:
@@ -118,8 +127,10 @@ def _is_used(table: layout.Table, arrays: Arrays) -> npt.NDArray[np.bool_]:
     is_used = np.zeros(columns.size, np.bool_)
     for dimension, size in enumerate(_codes_of(arrays)):
         flags = np.zeros(size, np.uint8)
-        if size < int(kernel.mark_codes(table, dimension, flags)):
+        held = cohort_snapshot.codes_of(arrays, dimension)
+        if size < max(int(kernel.mark_codes(table, dimension, flags)), 1 + int(held.max(initial=-1))):
             raise CheckpointDamaged(f"a session has a {DICTIONARY_COLUMNS[FIRST_DIMENSION + dimension]} without a string")
+        flags[held] = 1
         places = np.flatnonzero(columns == FIRST_DIMENSION + dimension)
         is_used[places] = flags[codes[places]] != 0
         if np.count_nonzero(flags) != np.count_nonzero(is_used[places]):
@@ -143,6 +154,7 @@ def _gathered(arrays: Arrays) -> Arrays:
         "state": counters, "free": np.full(CLASSES, NONE, np.int64), "rows": np.zeros(active * layout.ROW_WORDS, np.int64),
         "side": np.zeros(int(state[layout.SIDES_USED]) * layout.SIDE_WORDS, np.int64),
         "high": np.zeros(active * layout.DIMS if arrays["high"].size else 0, np.uint16), "arena": np.zeros(units, np.uint32),
+        "cohort_rows": np.zeros(active if arrays["cohort_rows"].size else 0, np.uint32),
     }  # fmt: skip
     kernel.gather(_table_of(arrays), _table_of(dense))
     for name in _KEPT_COUNTERS:
@@ -156,5 +168,5 @@ def _table_of(arrays: Arrays) -> layout.Table:
     nothing: I64 = np.zeros(0, np.int64)
     return layout.Table(
         rows, rows.view(np.uint32), rows.view(np.uint16), arrays["high"], arrays["side"], arena.view(np.uint8), arena, np.zeros(0, np.uint32),
-        nothing, nothing, arrays["free"], arrays["state"], nothing, 0, 0, 0, 0, 0,
+        nothing, nothing, arrays["free"], arrays["state"], nothing, 0, 0, 0, 0, 0, cohorts.off()._replace(of_row=arrays["cohort_rows"]),
     )  # fmt: skip

@@ -7,13 +7,15 @@ not bytes. A freed row is used again before a new one, so memory follows the mos
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from keystone import session_snapshot
-from keystone.config import DetectionConfig, SessionConfig
+from keystone.cohort_state import CohortMemory
+from keystone.config import CohortsConfig, DetectionConfig, SessionConfig
 from keystone.errors import SessionsFull, UsageError
 from keystone.events import I32, I64
 from keystone.kernels import session_rows as layout
@@ -34,11 +36,14 @@ WASTE_MIN: Final = 1 << 20  # freed arena units (4 MB) below which compaction is
 class TableMemory:
     """Memory of one table. ``table`` is what kernels take; it is another object after every growth: fetch it anew."""
 
-    def __init__(self, session: SessionConfig, detection: DetectionConfig, *, has_log_time: bool, sessions_expected: int) -> None:
+    def __init__(
+        self, session: SessionConfig, detection: DetectionConfig, cohorts: CohortsConfig | None, *, has_log_time: bool, sessions_expected: int
+    ) -> None:
         _check_limits(session, detection)
         self.sessions_max = session.sessions_max
         watches = detection.open_stall_ms <= session.timeout_ms  # else the timeout comes first, always
         self._rules = (session.timeout_ms, session.grace_ms, detection.open_stall_ms if watches else -1, detection.loop_threshold, int(has_log_time))
+        self._new_cohorts = partial(CohortMemory, cohorts, timeout_ms=session.timeout_ms, has_log_time=has_log_time)
         self._rows_max = 0
         self._allocate(max(ROWS_MIN, sessions_expected + layout.CHUNK), SIDES_MIN, ARENA_MIN, _slots_for(sessions_expected + layout.CHUNK))
         self._bind()
@@ -56,6 +61,7 @@ class TableMemory:
         self.state: I64 = np.zeros(layout.STATE_WORDS, np.int64)
         self.state[[layout.ROW_FREE, layout.SIDE_FREE]] = NONE
         self._candidates: I64 = np.zeros(layout.CHUNK, np.int64)
+        self.cohorts = self._new_cohorts(rows=rows)
 
     def _bind(self) -> None:
         row_words = self._rows.view(np.int64)[: self._rows_max * layout.ROW_WORDS]
@@ -63,7 +69,7 @@ class TableMemory:
         self.table = layout.Table(
             row_words, row_words.view(np.uint32), row_words.view(np.uint16), self._high.view(np.uint16)[: self._high_rows * layout.DIMS],
             side[: side.size // layout.SIDE_WORDS * layout.SIDE_WORDS], self._arena.view(np.uint8), self._arena.view(np.uint32),
-            self._index, self._blocks, self._superblocks, self._free, self.state, self._candidates, *self._rules,
+            self._index, self._blocks, self._superblocks, self._free, self.state, self._candidates, *self._rules, self.cohorts.cohorts,
         )  # fmt: skip
 
     def clear(self) -> None:
@@ -76,7 +82,7 @@ class TableMemory:
         self._free.fill(NONE)
 
     # --- growth -------------------------------------------------------------------------------------------------
-    def make_room(self, reason: int) -> None:
+    def make_room(self, reason: int, dictionaries: DictionaryStore) -> None:
         """Do what a kernel asked for by its REASON (the ROOM_ ones but ROOM_OUT). Raises ``SessionsFull``."""
         grow: dict[int, Callable[[], None]] = {
             layout.ROOM_ROWS: self._grow_rows,
@@ -84,6 +90,7 @@ class TableMemory:
             layout.ROOM_SIDES: self._grow_sides,
             layout.ROOM_ARENA: self._grow_arena,
             layout.ROOM_HIGH: self._add_high,
+            layout.ROOM_COHORTS: partial(self.cohorts.make_room, dictionaries),
         }
         grow[reason]()
         self._bind()
@@ -102,6 +109,7 @@ class TableMemory:
         if self._high_rows:
             self._high_rows = self._rows_max
             self._high.grow(self._rows_max * layout.DIMS * 2)
+        self.cohorts.grow_rows(self._rows_max)
         more = np.full(_blocks_for(self._rows_max), layout.NEVER, np.int64)
         more[: self._blocks.size] = self._blocks
         over = np.full((more.size >> layout.SUPER_SHIFT) + 1, layout.NEVER, np.int64)
@@ -153,21 +161,26 @@ class TableMemory:
         """Bytes ever written: rows, side rows and strings up to their highest place, index, timer bounds."""
         rows = int(self.state[layout.ROWS])
         used = rows * layout.ROW_BYTES + int(self.state[layout.SIDES]) * layout.SIDE_WORDS * 8 + int(self.state[layout.UNITS]) * UNIT
-        return used + self._index.nbytes + self._blocks.nbytes + self._superblocks.nbytes + min(rows, self._high_rows) * layout.DIMS * 2
+        bounds = self._blocks.nbytes + self._superblocks.nbytes
+        return used + self._index.nbytes + bounds + min(rows, self._high_rows) * layout.DIMS * 2 + self.cohorts.state_bytes(rows)
 
     # --- dictionary codes ---------------------------------------------------------------------------------------
     def live_codes(self, dimension: int) -> npt.NDArray[np.bool_]:
         """Which codes of a coded dimension are in use. Shape (highest + 1,)."""
-        size = int(kernel.mark_codes(self.table, dimension, np.zeros(0, np.uint8)))
+        held = self.cohorts.live_codes(dimension)
+        size = max(int(kernel.mark_codes(self.table, dimension, np.zeros(0, np.uint8))), 1 + int(held.max(initial=-1)))
         is_live = np.zeros(size, np.uint8)
         kernel.mark_codes(self.table, dimension, is_live)
+        is_live[held] = 1
         return is_live.astype(np.bool_)
 
     def remap(self, dimension: int, mapping: I32) -> None:
         """Replace each code by ``mapping[code]``; every live code must have one >= 0."""
         if mapping.size and int(mapping.max()) >= layout.U16 and not self._high_rows:
-            self.make_room(layout.ROOM_HIGH)
+            self._add_high()
+            self._bind()
         kernel.change_codes(self.table, dimension, np.ascontiguousarray(mapping, np.int32))
+        self.cohorts.remap(dimension, mapping)
 
     # --- snapshot -----------------------------------------------------------------------------------------------
     def snapshot(self, dictionaries: DictionaryStore, room: Room | None = None) -> Arrays:
@@ -193,6 +206,7 @@ class TableMemory:
         return {
             "state": state, "free": self._free, "rows": table.words[: rows * layout.ROW_WORDS], "side": table.side[: sides * layout.SIDE_WORDS],
             "high": table.high[: rows * layout.DIMS], "arena": table.units[:units],
+            **self.cohorts.used(rows),
         }  # fmt: skip
 
     def restore(self, arrays: Arrays, dictionaries: DictionaryStore) -> None:
@@ -214,6 +228,7 @@ class TableMemory:
         table = self.table
         for memory, name in ((table.words, "rows"), (table.side, "side"), (table.high, "high"), (table.units, "arena")):
             memory[: arrays[name].size] = arrays[name]
+        table = self.table = self.cohorts.restore(arrays, table)
         kernel.fill_index(table)
         kernel.wake_all(table)
         for dimension, mapping in enumerate(session_snapshot.mappings(table, arrays, dictionaries)):

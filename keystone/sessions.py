@@ -10,18 +10,20 @@ ends the run with its own ``ts``; the ``event_ts`` of ``open_stall`` is that of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from keystone.config import DetectionConfig, SessionConfig
+from keystone.config import CohortsConfig, DetectionConfig, SessionConfig
 from keystone.detect import alerts_of
 from keystone.events import FIRST_DIMENSION, I32, I64, INT_NULL, OUTCOMES, Alert, EventBatch
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
+from keystone.kernels.cohorts import WINDOW_MS
 from keystone.mappings import Room
+from keystone.qoe import CohortPartial
 from keystone.session_records import Names, SessionRecords, names_of
 from keystone.session_snapshot import Arrays, DictionaryStore
 from keystone.session_state import TableMemory
@@ -36,11 +38,15 @@ _NO_ROWS: Final = np.zeros(0, np.int64)
 
 @dataclass(slots=True)
 class Applied:
-    """What one call did. ``alert_rows`` (int64): the row of the batch that raised each alert, -1 where a timer did."""
+    """What one call did. ``alert_rows`` (int64): the row of the batch that raised each alert, -1 where a timer did.
+
+    ``cohorts``: of windows that log time has passed; with a plain file, parts of windows that more may come of.
+    """
 
     alerts: list[Alert]
     alert_rows: I64
     sessions: SessionRecords
+    cohorts: list[CohortPartial] = field(default_factory=list)
     applied: int = 0
     duplicates: int = 0
     late: int = 0
@@ -62,7 +68,8 @@ class SessionTable:
     """Sessions of one partition. Not thread-safe; what it returns is the caller's.
 
     ``has_log_time`` False: a plain file; no timer ever fires. ``sessions_expected`` sizes the index once instead of by
-    doubling. Raises ``UsageError`` for durations of 12 days or more, ``SessionsFull`` beyond ``session.sessions_max``.
+    doubling. ``cohorts``: how they are counted, if at all. Raises ``UsageError`` for durations of 12 days or more, ``SessionsFull`` beyond
+    ``session.sessions_max``.
     """
 
     def __init__(
@@ -71,10 +78,11 @@ class SessionTable:
         detection: DetectionConfig,
         dictionaries: DictionaryStore,
         *,
+        cohorts: CohortsConfig | None = None,
         has_log_time: bool = True,
         sessions_expected: int = 0,
     ) -> None:
-        self._memory = TableMemory(session, detection, has_log_time=has_log_time, sessions_expected=sessions_expected)
+        self._memory = TableMemory(session, detection, cohorts, has_log_time=has_log_time, sessions_expected=sessions_expected)
         self._ladder_kbps = detection.ladder_kbps
         self._dictionaries = dictionaries
         self._has_log_time = has_log_time
@@ -106,11 +114,12 @@ class SessionTable:
 
         Writes ``batch.duplicate`` and ``batch.late``. What only time brings about is left to ``advance``.
         """
-        self._partition = batch.partition
+        self._set_partition(batch.partition)
         done = self._begin()
         state = self._memory.state
         if batch.rows == 0:
             return done
+        self._memory.cohorts.anchor(int(batch.ts[0]))
         events = _events(batch)
         state[layout.AT] = 0
         while True:
@@ -122,10 +131,13 @@ class SessionTable:
                 self._drain(done)
                 self._widen_out()
             elif reason == layout.SWEEP:
-                self._sweep(max(self.log_time_ms, int(batch.append_ts_ms[state[layout.AT]])), done)
+                self._advance(int(batch.append_ts_ms[state[layout.AT]]), done)
+            elif reason == layout.WINDOW_OVER:
+                self._pass_windows(int(batch.append_ts_ms[state[layout.AT]]), done)
             else:
-                self._memory.make_room(reason)
+                self._memory.make_room(reason, self._dictionaries)
         self._drain(done)
+        done.cohorts = self._memory.cohorts.take(self._dictionaries)
         done.applied, done.duplicates, done.late = (int(state[k]) for k in (layout.APPLIED, layout.DUPLICATES, layout.LATE))
         return done
 
@@ -136,7 +148,8 @@ class SessionTable:
         """
         done = self._begin()
         if self._has_log_time:
-            self._sweep(max(self.log_time_ms, log_time_ms), done)
+            self._advance(log_time_ms, done)
+            done.cohorts = self._memory.cohorts.take(self._dictionaries)
         return done
 
     def close_all(self) -> Applied:
@@ -148,9 +161,26 @@ class SessionTable:
             kernel.close_rows(self._memory.table, self._out)
             self._drain(done)
             if int(state[layout.REASON]) == layout.DONE:
-                self._memory.clear()
-                return done
+                break
             self._widen_out()
+        self._memory.cohorts.end(self._dictionaries)
+        done.cohorts = self._memory.cohorts.take(self._dictionaries)
+        self._memory.clear()
+        return done
+
+    def end_cohorts(self) -> list[CohortPartial]:
+        """The end of what is read of a log: what the window under way has come to so far. Nothing may be applied after it."""
+        self._memory.cohorts.end(self._dictionaries)
+        return self._memory.cohorts.take(self._dictionaries)
+
+    def anchor(self, ts_ms: int) -> None:
+        """Of a plain file, before its first events here: the ``ts`` of the whole file's first accepted event, which windows are held near to."""
+        self._memory.cohorts.anchor(ts_ms)
+
+    @property
+    def cohort_overflows(self) -> int:
+        """Sessions opened so far that are counted as `other` in a dimension of theirs, because its values, or combinations, are too many."""
+        return self._memory.cohorts.overflows
 
     def look(self, key_lo: int, key_hi: int) -> SessionLook | None:
         """A session as it is now, by the key of its events (EventBatch.key_lo, key_hi); None where it is not kept."""
@@ -183,7 +213,7 @@ class SessionTable:
         another schema, ``SessionsFull``. After ``CheckpointDamaged`` the table may not be used any more.
         """
         self._memory.restore(arrays, self._dictionaries)
-        self._partition = int(arrays["partition"][0])
+        self._set_partition(int(arrays["partition"][0]))
 
     def live_codes(self, dimension: int) -> npt.NDArray[np.bool_]:
         """Which codes of CODED_DIMENSIONS[dimension] are in use. Shape (highest + 1,)."""
@@ -205,6 +235,29 @@ class SessionTable:
     def _begin(self) -> Applied:
         self._memory.state[layout.APPLIED : layout.CLOSED + 1] = 0
         return Applied([], _NO_ROWS, SessionRecords(self._dictionaries))
+
+    def _set_partition(self, partition: int) -> None:
+        self._partition = self._memory.cohorts.partition = partition
+
+    def _advance(self, log_time_ms: int, done: Applied) -> None:
+        """Everything due by then, each in its window."""
+        log_time_ms = max(self.log_time_ms, log_time_ms)
+        self._pass_windows(log_time_ms, done)
+        self._sweep(log_time_ms, done)
+
+    def _pass_windows(self, log_time_ms: int, done: Applied) -> None:
+        """End, one after the other, the windows of cohorts that are over at ``log_time_ms``: what is due in each is done first."""
+        cohorts, target = self._memory.cohorts, log_time_ms // WINDOW_MS
+        if not cohorts.has_windows:
+            return
+        window = cohorts.window
+        if window is None:
+            cohorts.begin_window(target)
+            return
+        while window < target:
+            self._sweep(max(self.log_time_ms, (window + 1) * WINDOW_MS - 1), done)
+            window = window + 1 if self._memory.active else target
+            cohorts.pass_window(window, self._dictionaries, self._memory.table)
 
     def _sweep(self, log_time_ms: int, done: Applied) -> None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,13 @@ class Run:
         self.dictionaries = ToyDictionaries(first_code)
         self.configs = SessionConfig(**(session or {})), DetectionConfig(**(detection or {}))
         self.has_log_time, self.partition = has_log_time, partition
-        self.table = SessionTable(*self.configs, self.dictionaries, has_log_time=has_log_time)
+        self.table = self.new_table()
         self.alerts: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
         self.flags: list[tuple[bool, bool]] = []
+
+    def new_table(self) -> SessionTable:
+        return SessionTable(*self.configs, self.dictionaries, has_log_time=self.has_log_time)
 
     def apply(self, events: list[tuple[dict[str, Any], int]]) -> Applied:
         batch = batch_of(events, self.dictionaries, self.partition)
@@ -155,12 +159,11 @@ class Run:
 
     def move(self, first_code: int, *, is_packed: bool = True) -> Run:
         """What a restart does: a new table elsewhere, whose dictionaries number their strings otherwise."""
-        other = Run(first_code=first_code, has_log_time=self.has_log_time, partition=self.partition)
-        other.configs = self.configs
-        other.table = SessionTable(*self.configs, other.dictionaries, has_log_time=self.has_log_time)
+        other = copy(self)
+        other.dictionaries = ToyDictionaries(first_code)
+        other.table = other.new_table()
         arrays = self.table.snapshot()
         other.table.restore(packed(arrays) if is_packed else arrays)
-        other.alerts, other.sessions, other.flags = self.alerts, self.sessions, self.flags
         return other
 
     def outcome(self) -> tuple[Any, ...]:

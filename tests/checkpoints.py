@@ -14,6 +14,7 @@ from keystone.pipeline import PartitionPipeline, StepResult
 from keystone.segments import DataFile, Segment
 from keystone.session_snapshot import packed
 from tests.batches import canonical
+from tests.cohorts import by_key, told_of
 
 SEED = 2**100 + 7
 
@@ -41,6 +42,10 @@ class Owner:
 
     def step(self, records: Records, now_ms: int | None = None) -> None:
         self.results.append(self.pipeline.step(records, now_ms))
+
+    def cohorts(self) -> dict[Any, Any]:
+        """The rows of all windows so far, the one under way included: nothing may be stepped after it."""
+        return by_key(told_of([partial for result in (*self.results, self.pipeline.end_range()) for partial in result.cohorts]))
 
     def outcome(self) -> tuple[list[Any], list[Any], Ledger]:
         alerts, sessions, ledger = [], [], Ledger()

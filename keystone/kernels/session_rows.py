@@ -44,7 +44,7 @@ SIDE_WORDS = 16
  APPLIED, DUPLICATES, LATE, ALERTS, CLOSED, AT, REASON) = range(20)  # fmt: skip
 STATE_WORDS = 32
 # why a kernel returned before its end
-DONE, ROOM_ROWS, ROOM_INDEX, ROOM_SIDES, ROOM_ARENA, ROOM_HIGH, ROOM_OUT, SWEEP = range(8)
+DONE, ROOM_ROWS, ROOM_INDEX, ROOM_SIDES, ROOM_ARENA, ROOM_HIGH, ROOM_OUT, SWEEP, WINDOW_OVER, ROOM_COHORTS = range(10)
 
 BLOCK_ROWS, BLOCK_SHIFT, SUPER_SHIFT = 8, 3, 8  # rows of a block: 10 cache lines to look at when one is due; blocks of a superblock: 256
 SWEEP_GAP_MS = 1 << 30  # a touched time is kept modulo 2^32 ms: a sweep at least every 12 days keeps it unambiguous
@@ -85,6 +85,7 @@ class Table(NamedTuple):
     open_stall_ms: int  # -1: never
     loop_threshold: int
     has_timers: int
+    cohorts: tuple  # kernels.cohorts.Cohorts
 
 
 class Out(NamedTuple):
@@ -143,7 +144,10 @@ def _signed(half):
 @piece
 def load_row(t, row, flags):
     """(end_ts, max_seq, seq_bits, events, buffers, errors, duplicates, late, alerts, startup, stall_ms, run, stall_start,
-    last_bitrate, bitrate_sum, bitrates); INT_NULL where there is no startup or bitrate."""
+    last_bitrate, bitrate_sum, bitrates); INT_NULL where there is no startup or bitrate.
+
+    ``stall_start``, while no run is open: the ts of the session's previous in-order event, which cohorts want to know.
+    """
     h, s = row * ROW_HALVES, row * ROW_SHORTS
     zero = np.int64(0)
     if flags & HAS_SIDE:
@@ -156,10 +160,11 @@ def load_row(t, row, flags):
             item(side, w + S_BITRATE_SUM), item(side, w + S_BITRATES),
         )  # fmt: skip
     startup, bitrate = np.int64(item(t.shorts, s + STARTUP)), np.int64(item(t.shorts, s + LAST_BITRATE))
+    end_ts = item(t.words, row * ROW_WORDS + START_TS) + np.int64(item(t.halves, h + END_DELTA))
     return (
-        item(t.words, row * ROW_WORDS + START_TS) + np.int64(item(t.halves, h + END_DELTA)), _signed(item(t.halves, h + MAX_SEQ)),
+        end_ts, _signed(item(t.halves, h + MAX_SEQ)),
         _ones(flags >> SEQ_SHIFT), np.int64(item(t.shorts, s + EVENTS)), zero, zero, zero, zero, zero,
-        np.int64(INT_NULL) if startup == SHORT_NONE else startup, zero, zero, zero, np.int64(INT_NULL) if bitrate == SHORT_NONE else bitrate,
+        np.int64(INT_NULL) if startup == SHORT_NONE else startup, zero, zero, end_ts, np.int64(INT_NULL) if bitrate == SHORT_NONE else bitrate,
         np.int64(item(t.halves, h + SUM_OR_SIDE)), np.int64(item(t.shorts, s + BITRATES)),
     )  # fmt: skip
 
@@ -174,6 +179,8 @@ def store_row(t, row, flags, start_ts, end_ts, max_seq, bits, events, buffers, e
     is_plain = buffers | errors | duplicates | late | alerts | stall_ms | run == 0
     is_plain = is_plain and (bits & (bits + np.uint64(1))) == 0 and -0x80000000 <= max_seq <= 0x7FFFFFFF and end_ts - start_ts <= U32
     is_plain = is_plain and events <= U16 and bitrates <= U16 and 0 <= bitrate_sum <= U32
+    if t.cohorts.is_on and flags & (HAD_HEARTBEAT | STOPPED) == HAD_HEARTBEAT:
+        is_plain = is_plain and stall_start == end_ts
     is_plain = is_plain and (startup < SHORT_NONE) and (0 <= last_bitrate < SHORT_NONE or last_bitrate == INT_NULL)
     if is_plain:
         if flags & HAS_SIDE:

@@ -35,6 +35,16 @@ from keystone.kernels.arena import (
     blob_bytes,
     rounded,
 )
+from keystone.kernels.cohorts import (
+    WINDOW_END,
+    combination_of,
+    count_alert,
+    count_event,
+    count_timeout,
+    needs_room,
+    off,
+    warm_up_with,
+)
 from keystone.kernels.compiler import (
     callee,
     kernel,
@@ -116,6 +126,7 @@ from keystone.kernels.session_rows import (
     OPEN_STALL,
     REASON,
     ROOM_ARENA,
+    ROOM_COHORTS,
     ROOM_HIGH,
     ROOM_INDEX,
     ROOM_OUT,
@@ -155,6 +166,7 @@ from keystone.kernels.session_rows import (
     USED,
     USER_HASH,
     WATCHED,
+    WINDOW_OVER,
     Events,
     Out,
     Table,
@@ -208,6 +220,8 @@ def _reset(t, row, e, i, now):
     t.shorts[s + LAST_BITRATE] = t.shorts[s + STARTUP] = SHORT_NONE
     t.shorts[s + FLAGS] = USED
     new_blob(t, row, e, i)
+    if t.cohorts.is_on:
+        t.cohorts.of_row[row] = combination_of(t.cohorts, e.codes, i, e.codes_stride)
     if t.has_timers:
         _lower(t, row, now + t.timeout_ms)
     return np.int64(USED)
@@ -319,8 +333,12 @@ def _fire(t, out, row, touched, now):
         )  # fmt: skip
         side[w + S_ALERTS] += 1
         t.shorts[row * ROW_SHORTS + FLAGS] = flags & ~WATCHED
+        if t.cohorts.is_on:
+            count_alert(t.cohorts, row)
     if touched + t.timeout_ms > now:
         return touched + t.timeout_ms
+    if t.cohorts.is_on:
+        count_timeout(t, row)
     _write_closed(t, out, row, BY_TIMEOUT)
     _free_row(t, row)
     return np.int64(-1)
@@ -444,6 +462,8 @@ def _ask_rows(t, e, first, end):
             row = np.int64(slot & row_mask)
             prefetch(t.words, row * ROW_WORDS)
             prefetch(t.words, row * ROW_WORDS + ROW_WORDS - 1)
+            if t.cohorts.is_on:
+                prefetch(t.cohorts.of_row, row)
         t.candidates[i - first] = row
 
 
@@ -461,6 +481,8 @@ def _room(t, out, need_units, events):
         return ROOM_ARENA
     if state[CLOSED] + events > _closed_max(t, out) or state[ALERTS] + 2 * events > _alerts_max(t, out):
         return ROOM_OUT
+    if t.cohorts.is_on and needs_room(t.cohorts, events):
+        return ROOM_COHORTS
     return DONE
 
 
@@ -482,8 +504,12 @@ def _measure(t, e):
 
 @kernel
 def apply_events(t, out, e):
-    """Apply events from AT on. REASON says why it returned; AT is where to go on."""
+    """Apply events from AT on. REASON says why it returned; AT is where to go on.
+
+    WINDOW_OVER: the next event is of a later window than the cohorts' under way; what is due before it is not done yet.
+    """
     state = t.state
+    window_end = t.cohorts.state[WINDOW_END]
     first = state[AT]
     if _measure(t, e) >= U16 and t.high.size == 0:
         state[REASON] = ROOM_HIGH
@@ -505,6 +531,9 @@ def apply_events(t, out, e):
             now = max(state[LOG_TIME], item(e.append_ts, i))
             if t.has_timers and now - state[SWEPT_AT] >= SWEEP_GAP_MS:
                 reason = SWEEP
+                break
+            if now >= window_end:
+                reason = WINDOW_OVER
                 break
             state[LOG_TIME] = now
             key_lo, key_hi = item(e.key_lo, i), item(e.key_hi, i)
@@ -550,6 +579,7 @@ def apply_events(t, out, e):
                     start_ts = end_ts = ts
                     events = buffers = errors = duplicates = late = alerts = stall_ms = run = stall_start = bitrate_sum = bitrates = np.int64(0)
                     startup = last_bitrate = np.int64(INT_NULL)
+                was, run_was, mark, startup_was, alerts_was = flags, run, stall_start, startup, alerts
                 events += 1
                 if kind == KIND_BUFFER:
                     buffers += 1
@@ -612,12 +642,19 @@ def apply_events(t, out, e):
                             ends_run = stops = True
                 if ends_run and run > 0:
                     stall_ms = stall_end(stall_ms, run, stall_start, ts)
-                    run = stall_start = np.int64(0)
+                    run = np.int64(0)
                     flags &= ~WATCHED
+                if run == 0 and not is_late:
+                    stall_start = ts  # no run is open: the previous in-order event
                 if stops:
                     flags |= STOPPED
                     if t.has_timers:
                         _lower(t, row, now + t.grace_ms)
+                if t.cohorts.is_on:
+                    bitrate = item(e.ints, BITRATE * e.ints_stride + i)
+                    count_event(
+                        t.cohorts, row, kind, ts, bitrate, was, flags, is_late, stops, run_was, run, mark, startup_was, startup, alerts - alerts_was,
+                    )  # fmt: skip
             store_row(
                 t, row, flags, start_ts, end_ts, max_seq, bits, events, buffers, errors, duplicates, late, alerts, startup, stall_ms, run, stall_start,
                 last_bitrate, bitrate_sum, bitrates,
@@ -661,6 +698,8 @@ def gather(t, new):
         if not flags:
             continue
         to = state[ROWS]
+        if t.cohorts.of_row.size:
+            new.cohorts.of_row[to] = t.cohorts.of_row[row]
         state[ROWS] += 1
         state[ACTIVE] += 1
         for k in range(ROW_WORDS):
@@ -745,7 +784,7 @@ def warm_up():
     i64, i32, u8 = np.zeros(64 * 16, np.int64), np.zeros(64 * 16, np.int32), np.zeros(64, np.uint8)
     table = Table(
         words, words.view(np.uint32), words.view(np.uint16), np.zeros(0, np.uint16), i64, units.view(np.uint8), units, np.full(64, EMPTY, np.uint32),
-        i64, i64, i64, state, i64, 1, 1, 1, 1, 1,
+        i64, i64, i64, state, i64, 1, 1, 1, 1, 1, off(),
     )  # fmt: skip
     out = Out(i64, i32, u8, i64, i64, i32, u8, i64)
     events = Events(0, np.zeros(0, np.int8), i64, i64, 1, i32, 1, i64, i64, i64, i64, i32, u8, i32, u8, i32, u8, u8, u8, u8)
@@ -759,3 +798,4 @@ def warm_up():
     move_blobs(table, table)
     mark_codes(table, 0, u8)
     change_codes(table, 0, i32)
+    warm_up_with(table)

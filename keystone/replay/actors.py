@@ -14,6 +14,7 @@ from keystone.actors.loop import FINISHED, LoopActor
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.supervisor import Supervisor
 from keystone.errors import KeystoneError
+from keystone.replay.cohorts import add_up
 from keystone.replay.engine import Replay, ReplaySpec, ReplayTotals
 from keystone.replay.opening import open_replay
 
@@ -79,7 +80,9 @@ def replay_with_actors(spec: ReplaySpec, actors: int, is_stopped: Callable[[], b
 
 
 def _join(shares: list[ReplaySpec], out: Path) -> None:
-    """One file of each kind out of the shares'."""
+    """One file of each kind out of the shares'; the only one has written in place."""
+    if len(shares) == 1:
+        return
     with (out / "alerts.ndjson").open("wb") as joined:
         for share in shares:
             joined.write(share.path("alerts.ndjson").read_bytes())
@@ -90,6 +93,9 @@ def _join(shares: list[ReplaySpec], out: Path) -> None:
             share.path("dead_letters.ndjson").unlink()
     for name in ("sessions.parquet", "alerts.parquet") if shares[0].log else ("sessions.parquet",):
         _join_rows([share.path(name) for share in shares], out / name)
+    cohorts = shares[0].config.cohorts
+    if cohorts.enabled:
+        add_up(out, cohorts.dimensions)
 
 
 def _join_rows(files: list[Path], joined: Path) -> None:

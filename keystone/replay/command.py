@@ -21,6 +21,8 @@ RESULTS = (
     "alerts_diff.ndjson",
     "dead_letters.ndjson",
     "sessions.parquet",
+    "cohorts.parquet",
+    ".cohorts",
     "lake",
     ".lake.writing",
     ".work",
@@ -47,7 +49,7 @@ EXIT_PASS, EXIT_FAIL = 0, 1
 def replay_command(**given: Any) -> None:
     """Run FILES of events (NDJSON; plain, gzip, zstd, or - for standard input), or a range of a log, through the engine, as fast as it goes.
 
-    Writes alerts.ndjson, sessions.parquet, dead_letters.ndjson, lake/ and summary.json into the directory of --out; of a log
+    Writes alerts.ndjson, sessions.parquet, cohorts.parquet, dead_letters.ndjson, lake/ and summary.json into the directory of --out; of a log
     also alerts.parquet and, with --against, alerts_diff.ndjson. Exit status: 0, or 1 where the ledger does not balance, the replay
     was interrupted, the log has gaps or alerts differ, or 2 where something must be changed.
     """
@@ -117,7 +119,7 @@ def _clear(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = {path.name for path in out.iterdir()}
-        strange = sorted(name for name in held if name not in RESULTS and not name.startswith(".share-") and not name.startswith(".sessions.parquet-"))
+        strange = sorted(name for name in held if name not in RESULTS and not name.startswith((".share-", ".sessions.parquet-", ".cohorts.parquet-")))
         if strange:
             raise UsageError(f"--out {out} holds {strange[0]}, which no replay writes: name an empty or new directory")
         for name in held:
@@ -183,6 +185,7 @@ def _together(spec: Any, actors: int, stop: Any, show: Any) -> Any:
 
 def _summary(spec: Any, parts: list[Any], seconds: float, *, interrupted: bool, warmth: str) -> dict[str, Any]:
     from keystone.metrics import Ledger
+    from keystone.replay.cohorts import rows_of
 
     ledger = Ledger()
     dead_letters: dict[str, int] = {}
@@ -198,6 +201,8 @@ def _summary(spec: Any, parts: list[Any], seconds: float, *, interrupted: bool, 
         "ledger_failures": failures,
         "sessions": sum(part.sessions for part in parts),
         "alerts": sum(part.alerts for part in parts),
+        "cohort_rows": rows_of(Path(spec.out_dir)) if spec.config.cohorts.enabled else 0,
+        "cohort_overflows": sum(part.cohort_overflows for part in parts),
         "dead_letters": dead_letters,
         "seconds": round(seconds, 3),
         "events_per_s": round(ledger.accepted / seconds) if seconds > 0 else 0,
@@ -229,6 +234,10 @@ def _print(summary: dict[str, Any], out: Path) -> None:
         diff = summary["against"]
         before = f", {diff['began_before']:,} more of sessions that began before" if diff["began_before"] else ""
         click.echo(f"alerts in both {diff['same']:,}{before}; only live {diff['only_live']:,}, only replayed {diff['only_replay']:,}")
+    if summary["cohort_overflows"]:
+        click.echo(
+            f"note: {summary['cohort_overflows']:,} sessions are counted as other in a cohort: cohorts.values_max or combinations_max was reached", err=True
+        )
     for gap in summary["gaps"]:
         click.echo(f"the log has a gap: {gap}", err=True)
     for failure in summary["ledger_failures"]:

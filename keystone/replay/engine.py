@@ -22,6 +22,7 @@ from keystone.events import DeadLetter, EventBatch, Records
 from keystone.log.files import Block, OversizeLine, read_ndjson
 from keystone.metrics import Ledger
 from keystone.pipeline import PartitionPipeline, StepResult
+from keystone.replay.cohorts import CohortsAside, add_up
 from keystone.replay.log_range import Span
 from keystone.session_records import SESSION_SCHEMA
 from keystone.sinks.lake import LakeWriter
@@ -50,6 +51,18 @@ class ReplaySpec:
     def owned(self) -> tuple[int, ...]:
         return tuple(range(self.share, self.partitions, self.shares))
 
+    def open_cohorts(self) -> CohortsAside | None:
+        """Where this process sets its cohorts aside; None where they are not counted."""
+        cohorts = self.config.cohorts
+        return CohortsAside(Path(self.out_dir), self.share, cohorts.dimensions) if cohorts.enabled else None
+
+    def close_cohorts(self, aside: CohortsAside | None) -> None:
+        """All is set aside; the only process adds it up, too."""
+        if aside is not None:
+            aside.close()
+            if self.shares == 1:
+                add_up(Path(self.out_dir), self.config.cohorts.dimensions)
+
     def path(self, name: str) -> Path:
         """An output of this process: in place where it is the only one, else under a name of its own, to be joined."""
         return Path(self.out_dir) / (name if self.shares == 1 else f".share-{self.share}-{name}")
@@ -67,6 +80,7 @@ class ReplayTotals:
     dead_letters: dict[str, int] = field(default_factory=dict)
     open_sessions: int = 0  # where the range of a log ends
     gaps: list[str] = field(default_factory=list)  # in the log
+    cohort_overflows: int = 0  # sessions that are counted as `other`, because values or combinations were too many
 
 
 class Replay(Protocol):
@@ -96,6 +110,8 @@ class FileReplay:
         self._dead_letters = DeadLetterFile(spec.path("dead_letters.ndjson"), per_line=True) if self._keeps_dead_letters else None
         self._sessions = SessionFile(spec.path("sessions.parquet"), SESSION_SCHEMA)
         self._lake = LakeWriter(Path(spec.out_dir) / "lake", spec.config.lake, partitions=spec.owned, has_log_time=False) if spec.has_lake else None
+        self._cohorts = spec.open_cohorts()
+        self._is_anchored = False
         self._pipelines = {
             partition: PartitionPipeline(
                 partition, self._decoder, spec.config, has_log_time=False, on_batch=self._lake.append if self._lake is not None else None
@@ -125,6 +141,8 @@ class FileReplay:
         """What is open closes; every file is completed and put into place."""
         for pipeline in self._pipelines.values():
             self._collect(pipeline.finish())
+            self.totals.cohort_overflows += pipeline.sessions.cohort_overflows
+        self._spec.close_cohorts(self._cohorts)
         lake_rows = 0
         if self._lake is not None:
             lake_rows = self._lake.close()
@@ -155,6 +173,10 @@ class FileReplay:
     def _take_batch(self, batch: EventBatch) -> None:
         if self._lake is not None and self._lake.anchor_ts_ms is None:
             self._lake.anchor_ts_ms = int(batch.ts[0])  # of the whole file, whoever owns that row
+        if not self._is_anchored:
+            self._is_anchored = True
+            for pipeline in self._pipelines.values():
+                pipeline.sessions.anchor(int(batch.ts[0]))
         for part in (batch,) if self._splitter is None else self._splitter.split(batch, self._spec.owned):
             result = StepResult(part.partition)
             self._pipelines[part.partition].apply(part, result)
@@ -181,3 +203,5 @@ class FileReplay:
             self._alerts.write_lines(map(alert_line, result.alerts))
         for records in result.sessions:
             self._sessions.write(records)
+        if self._cohorts is not None:
+            self._cohorts.take(result.cohorts)

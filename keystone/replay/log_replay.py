@@ -49,6 +49,7 @@ class LogReplay:
         self._sessions = SessionFile(spec.path("sessions.parquet"), SESSION_SCHEMA)
         mine = [span for span in spec.spans if span.partition in spec.owned]
         self._lake = LakeWriter(Path(spec.out_dir) / "lake", spec.config.lake, partitions=[s.partition for s in mine]) if spec.has_lake else None
+        self._cohorts = spec.open_cohorts()
         self._steps = self._read_all(mine)
 
     @property
@@ -64,6 +65,7 @@ class LogReplay:
         """Every file is completed and put into place."""
         self._steps.close()
         lake_rows = self._lake.close() if self._lake is not None else 0
+        self._spec.close_cohorts(self._cohorts)
         self.totals.sessions = self._sessions.close()
         self._alert_rows.close()
         self.totals.alerts = self._alerts.lines
@@ -94,7 +96,9 @@ class LogReplay:
             if span.until_ms is not None and span.until_ms > pipeline.log_time_ms:
                 self._collect(pipeline.step(Records.empty(span.partition, span.end), span.until_ms))
             self._collect(pipeline.settle())
+            self._collect(pipeline.end_range())
             self.totals.open_sessions += pipeline.sessions.active
+            self.totals.cohort_overflows += pipeline.sessions.cohort_overflows
             self._decoder.holders.discard(pipeline.sessions)
 
     def _records(self, span: Span) -> Iterator[Records]:
@@ -122,6 +126,8 @@ class LogReplay:
             self._alert_rows.write(Table(alert_table(result.alerts)))
         for closed in result.sessions:
             self._sessions.write(closed)
+        if self._cohorts is not None:
+            self._cohorts.take(result.cohorts)
         if result.dead_letters:
             self._dead_letters.write(result.dead_letters)
         for letter in result.dead_letters:

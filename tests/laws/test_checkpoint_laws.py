@@ -44,6 +44,7 @@ def test_going_on_from_a_checkpoint_elsewhere_changes_nothing(events: Events, pl
     for owner in (straight, stopped):
         owner.step(records_of([], offset, partition=3), now_ms=events[-1][1] + wait)
     assert stopped.outcome() == straight.outcome()
+    assert stopped.cohorts() == straight.cohorts()
 
 
 def test_a_snapshot_stays_what_it_was_while_the_stream_goes_on() -> None:
@@ -65,6 +66,7 @@ def test_a_snapshot_stays_what_it_was_while_the_stream_goes_on() -> None:
         other.step(records_of([], 300), now_ms=START + 10**6)
     assert restored.outcome() == expected.outcome()
     assert len(restored.outcome()[1]) == 300
+    assert restored.cohorts() == expected.cohorts()
 
 
 def moved(owner: Owner, store: Any, next_offset: int, strangers: int) -> Owner:

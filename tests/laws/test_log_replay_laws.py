@@ -12,11 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from keystone.cli import cli
+from tests.cohorts import assert_told
 from tests.lakes import rows_of
+from tests.reference_cohorts import reference_log_cohorts
 from tests.services import runs
 from tests.stories import IDLE_MS, PARTITIONS, Story
 
 QUICK = runs.settings({"session.grace_ms": 600, "detection.open_stall_ms": 1_000})
+RULES = {"grace_ms": 600, "open_stall_ms": 1_000}
 PLACES = ["partition", "offset", "line"]
 
 
@@ -73,6 +76,35 @@ def test_processes_share_the_partitions(story: Story) -> None:
     result = replay(story, "--against", str(story.folder / "lake"), "--actors", "2")
     assert result.exit_code == 0, result.output
     assert summary(story)["actors"] == 2
+
+
+def written(story: Story) -> int:
+    """Three parts over some seconds of log time; the moment before the last."""
+    for seed in range(3):
+        story.write(seed, events=400)
+        moment = int(time.time() * 1_000) + 450
+        time.sleep(0.9)
+    return moment - 900
+
+
+@pytest.mark.parametrize("words", [(), ("--actors", "2")], ids=["alone", "two actors"])
+def test_cohorts_of_a_log_are_the_references(story: Story, words: tuple[str, ...]) -> None:
+    written(story)
+    result = replay(story, *words)
+    assert result.exit_code == 0, result.output
+    table = pl.read_parquet(story.folder / "again" / "cohorts.parquet")
+    assert_told(table, reference_log_cohorts(story.records, **RULES))
+    assert table["concurrent_plays"].max() > 1
+    assert table["window_start_ms"].n_unique() > 2
+
+
+def test_cohorts_of_a_range_are_the_references(story: Story) -> None:
+    until = written(story)
+    assert replay(story, "--to", str(until)).exit_code == 0
+    within = {partition: [record for record in records if record.append_ts < until] for partition, records in story.records.items()}
+    assert 0 < sum(map(len, within.values())) < sum(map(len, story.records.values()))
+    expected = reference_log_cohorts(within, end_log_time=until - 1, **RULES)
+    assert_told(pl.read_parquet(story.folder / "again" / "cohorts.parquet"), expected)
 
 
 @pytest.mark.slow

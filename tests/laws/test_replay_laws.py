@@ -16,8 +16,10 @@ from click.testing import CliRunner, Result
 
 from keystone.cli import cli
 from tests import corpus
+from tests.cohorts import assert_told
 from tests.dirty import dirty_text
 from tests.reference import DIMENSIONS, INTS, parse_json, reference_file
+from tests.reference_cohorts import reference_file_cohorts
 
 Rows = list[dict[str, Any]]
 ALERT_COLUMNS = (
@@ -27,6 +29,7 @@ LAKE_COLUMNS = (
     "event", "ts", "device_id", "session_id", "phase", "fatal", "reason", "error_code", *INTS, *DIMENSIONS,
     "partition", "offset", "line", "duplicate", "late",
 )  # fmt: skip
+RESULTS = {"alerts.ndjson", "sessions.parquet", "cohorts.parquet", "dead_letters.ndjson", "summary.json", "lake"}
 
 
 def replay(out: Path, *arguments: str, stdin: bytes | None = None) -> Result:
@@ -55,6 +58,7 @@ def assert_results(out: Path, text: bytes, partitions: int) -> None:
     assert summary["ledger"] == {name: value for name, value in ledger.items() if name != "empty_records"}
     assert (summary["sessions"], summary["alerts"]) == (len(expected.sessions), len(expected.alerts))
     assert_lake(out / "lake", expected.rows)
+    assert_told(pl.read_parquet(out / "cohorts.parquet"), reference_file_cohorts(text, partitions=partitions))
 
 
 def assert_lake(lake: Path, rows: Rows) -> None:
@@ -85,13 +89,14 @@ def test_oversize_lines_and_every_size_of_the_corpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("actors", [1, 2])
+def test_actors_give_what_one_process_gives(tmp_path: Path, actors: int) -> None:
     text = dirty_text(11, 4_000)
     (tmp_path / "events.ndjson").write_bytes(text)
-    result = replay(tmp_path / "out", str(tmp_path / "events.ndjson"), "--actors", "2", "--partitions", "5")
+    result = replay(tmp_path / "out", str(tmp_path / "events.ndjson"), "--actors", str(actors), "--partitions", "5")
     assert result.exit_code == 0, result.output
     assert_results(tmp_path / "out", text, 5)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"alerts.ndjson", "sessions.parquet", "dead_letters.ndjson", "summary.json", "lake"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
 
 
 @pytest.mark.slow
@@ -156,4 +161,4 @@ def test_what_a_killed_replay_left_is_replaced(tmp_path: Path) -> None:
     (out / ".lake.writing" / ".p00000-1.tmp").write_bytes(b"torn")
     (out / ".sessions.parquet-7.tmp").write_bytes(b"torn")
     assert replay(out, str(tmp_path / "events.ndjson")).exit_code == 0
-    assert {path.name for path in out.iterdir()} == {"alerts.ndjson", "sessions.parquet", "dead_letters.ndjson", "summary.json", "lake"}
+    assert {path.name for path in out.iterdir()} == RESULTS

@@ -17,7 +17,7 @@ from keystone.config import Config, DetectionConfig, SessionConfig
 from keystone.decode import Decoder, Dictionaries
 from keystone.errors import CheckpointDamaged, SessionsFull, UsageError
 from keystone.events import CODED_DIMENSIONS, DICTIONARY_COLUMNS, FIRST_DIMENSION, Records
-from keystone.kernels import arena
+from keystone.kernels import arena, cohorts
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.kernels.arena import CLASSES, UNIT
@@ -261,10 +261,26 @@ def test_a_snapshot_of_another_schema_is_refused() -> None:
 
 def test_the_schema_has_a_number_of_its_own_for_each_layout() -> None:
     """Fails when the layout changes: then give SCHEMA the next number, write the digest here, and think of checkpoints that exist."""
-    transient = ("A_", "C_", "L_", "BY_", "CHUNK", "BLOCK_", "SUPER_", "ROOM_", "ALERT_WORDS", "CLOSED_WORDS", "LOOK_WORDS", "SWEEP", "LONG_BYTES")
+    transient = (
+        "A_",
+        "C_",
+        "L_",
+        "BY_",
+        "CHUNK",
+        "BLOCK_",
+        "SUPER_",
+        "ROOM_",
+        "ALERT_WORDS",
+        "CLOSED_WORDS",
+        "LOOK_WORDS",
+        "SWEEP",
+        "LONG_BYTES",
+        "WINDOW_OVER",
+    )
     names = [name for name in sorted(vars(layout)) if name.isupper() and not name.startswith(transient) and isinstance(getattr(layout, name), int)]
-    described = repr(([(name, getattr(layout, name)) for name in names], DICTIONARY_COLUMNS, UNIT, CLASSES))
-    assert {SCHEMA: hashlib.sha256(described.encode()).hexdigest()[:16]} == {1: "c29bad1369add927"}
+    counted = [(name, value) for name, value in sorted(vars(cohorts).items()) if name.isupper() and isinstance(value, int) and name not in vars(layout)]
+    described = repr(([(name, getattr(layout, name)) for name in names], counted, DICTIONARY_COLUMNS, UNIT, CLASSES))
+    assert {SCHEMA: hashlib.sha256(described.encode()).hexdigest()[:16]} == {2: "c971d19ac3dbc235"}
 
 
 @pytest.mark.parametrize("name", ["rows", "side", "arena", "state", "free", "text", "text_sizes", "text_codes", "partition"])

@@ -1,0 +1,161 @@
+"""Cohorts of all partitions: partial sums in, rows of 1, 10 and 60 s out, each as often as it changes.
+
+A partial of a partition and window takes the place of that partition's earlier one, so what is replayed after a restart changes nothing.
+A window is given out when every partition has passed it, or when the first to pass it has left it ``lateness_max_ms`` behind; what is told
+of it later is added up anew, and its rows are given out again: the same keys, whole sums, ``revision`` one higher. Pure: who calls it has
+the clock, the partials and the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from keystone.config import CohortsConfig
+from keystone.qoe import CONCURRENT, SUMS, WINDOWS_MS, CohortPartial
+from keystone.qoe_rows import START, bin_schema, row_schema, summed, tables_of, told, told_schema
+
+REVISION: Final = "revision"
+SECOND_MS, MINUTE_MS = WINDOWS_MS[0], WINDOWS_MS[-1]
+
+
+class _Part(NamedTuple):
+    """What one partition tells of one window."""
+
+    rows: pl.DataFrame
+    bins: pl.DataFrame
+
+
+@dataclass(slots=True)
+class MergeCounters:
+    """``late_rows``: dropped, of windows that are held no more; by partition in ``late_partitions``. ``forced``: windows given out early for want of room."""
+
+    rows: int = 0  # given out
+    corrections: int = 0  # windows given out again
+    late_rows: int = 0
+    late_partitions: dict[int, int] = field(default_factory=dict)
+    forced: int = 0
+
+
+class CohortMerge:
+    """One thread calls it. Memory: ``windows_held`` s of log time and ``rows_held_max`` rows; whole minutes are let go of, the oldest first."""
+
+    def __init__(self, config: CohortsConfig, partitions: Iterable[int] = ()) -> None:
+        self.counters = MergeCounters()
+        self._config = config
+        self._dimensions = config.dimensions
+        self._passed: dict[int, int] = dict.fromkeys(partitions, 0)
+        self._parts: dict[int, dict[int, _Part]] = {}  # by window start and partition
+        self._due: dict[int, set[int]] = {size: set() for size in WINDOWS_MS}  # window starts to give out, again or for the first time
+        self._revisions: dict[tuple[int, int], int] = {}  # of the windows given out and held, by size and start
+        self._rows = 0
+        self._floor_ms = 0  # what begins before is held no more
+
+    @property
+    def windows(self) -> int:
+        """Windows of 1 s held."""
+        return len(self._parts)
+
+    @property
+    def rows_held(self) -> int:
+        """Rows of partials held."""
+        return self._rows
+
+    def expect(self, partitions: Iterable[int]) -> None:
+        """Windows wait for exactly these from now on. Those that come new have passed nothing yet."""
+        self._passed = {partition: self._passed.get(partition, 0) for partition in partitions}
+
+    def take(self, partials: Iterable[CohortPartial], passed_ms: Mapping[int, int] | None = None) -> None:
+        """Partials, of any partitions and windows, in any order; and how far log time has passed in partitions (never back)."""
+        for partial in partials:
+            rows, bins = tables_of([partial], self._dimensions)
+            rows = rows.sort(START, maintain_order=True)
+            starts, firsts, counts = np.unique(rows[START].to_numpy(), return_index=True, return_counts=True)
+            for start, first, count in zip(starts.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+                self._place(start, partial.partition, _Part(rows.slice(first, count), bins.filter(pl.col(START) == start) if bins.height else bins))
+        for partition, until_ms in (passed_ms or {}).items():
+            self._passed[partition] = max(self._passed.get(partition, 0), until_ms)
+
+    def emit(self) -> pl.DataFrame:
+        """The rows that are ready: new windows, and corrected ones. Columns of ``told_schema`` and ``revision`` (0 the first time)."""
+        first_ms, last_ms = min(self._passed.values(), default=0), max(self._passed.values(), default=0)
+        ready_ms = max(first_ms, last_ms - self._config.lateness_max_ms)
+        kept_ms = self._kept_from(last_ms)
+        found = [self._windows(size, ready_ms, kept_ms) for size in WINDOWS_MS]
+        self._forget(kept_ms)
+        told_now = pl.concat(found)
+        self.counters.rows += told_now.height
+        return told_now
+
+    def finish(self) -> pl.DataFrame:
+        """Everything that was not given out yet, complete or not: before the end."""
+        found = [self._windows(size, 1 << 62, 0) for size in WINDOWS_MS]
+        told_now = pl.concat(found)
+        self.counters.rows += told_now.height
+        return told_now
+
+    def _place(self, start: int, partition: int, part: _Part) -> None:
+        if start < self._floor_ms:
+            self.counters.late_rows += part.rows.height
+            self.counters.late_partitions[partition] = self.counters.late_partitions.get(partition, 0) + part.rows.height
+            return
+        parts = self._parts.setdefault(start, {})
+        earlier = parts.get(partition)
+        if earlier is not None:
+            if _same(earlier.rows, part.rows) and _same(earlier.bins, part.bins):
+                return
+            # Whoever was told of before must be told that nothing is left of it.
+            gone = earlier.rows.with_columns(pl.lit(0, pl.Int64).alias(name) for name in (*SUMS, CONCURRENT))
+            part = _Part(pl.concat([part.rows, gone.unique()]), part.bins)
+            self._rows -= earlier.rows.height
+        parts[partition] = part
+        self._rows += part.rows.height
+        for size, due in self._due.items():
+            due.add(start // size * size)
+
+    def _kept_from(self, last_ms: int) -> int:
+        """Where what is held afterwards begins: whole minutes."""
+        kept_ms = max(self._floor_ms, (last_ms - self._config.windows_held * SECOND_MS) // MINUTE_MS * MINUTE_MS)
+        rows = self._rows
+        for minute in sorted({start // MINUTE_MS * MINUTE_MS for start in self._parts}):
+            if minute >= kept_ms and rows > self._config.rows_held_max:
+                kept_ms = minute + MINUTE_MS
+            if minute < kept_ms:
+                rows -= sum(part.rows.height for start in range(minute, minute + MINUTE_MS, SECOND_MS) for part in self._parts.get(start, {}).values())
+        return kept_ms
+
+    def _windows(self, size: int, ready_ms: int, kept_ms: int) -> pl.DataFrame:
+        """Of one size: what is due and over by ``ready_ms``, or let go of."""
+        due = sorted(start for start in self._due[size] if start + size <= ready_ms or start < kept_ms)
+        if not due:
+            return pl.DataFrame(schema={**told_schema(self._dimensions), REVISION: pl.Int64()})
+        self.counters.forced += sum(start + size > ready_ms for start in due)
+        self._due[size].difference_update(due)
+        parts = [part for start in due for second in range(start, start + size, SECOND_MS) for part in self._parts.get(second, {}).values()]
+        rows = pl.concat([pl.DataFrame(schema=row_schema(self._dimensions)), *(part.rows for part in parts)])
+        bins = pl.concat([pl.DataFrame(schema=bin_schema(self._dimensions)), *(part.bins for part in parts)])
+        found = told(summed(rows, self._dimensions), bins, self._dimensions, size)
+        revisions = {start: self._revisions.get((size, start), -1) + 1 for start in due}
+        self._revisions |= {(size, start): revision for start, revision in revisions.items()}
+        self.counters.corrections += sum(revision > 0 for revision in revisions.values())
+        return found.with_columns(pl.col(START).replace_strict(revisions, return_dtype=pl.Int64).alias(REVISION)).sort(START, *self._dimensions)
+
+    def _forget(self, kept_ms: int) -> None:
+        self._floor_ms = kept_ms
+        for start in [start for start in self._parts if start < kept_ms]:
+            self._rows -= sum(part.rows.height for part in self._parts.pop(start).values())
+        self._revisions = {key: revision for key, revision in self._revisions.items() if key[1] >= kept_ms}
+
+
+def _same(left: pl.DataFrame, right: pl.DataFrame) -> bool:
+    """Rows that tell nothing (``gone`` ones) aside."""
+    return _told(left).equals(_told(right))
+
+
+def _told(rows: pl.DataFrame) -> pl.DataFrame:
+    numbers = [name for name in (*SUMS, CONCURRENT, "count") if name in rows.columns]
+    return rows.filter(pl.any_horizontal(pl.col(name) != 0 for name in numbers)).sort(rows.columns)
