@@ -28,8 +28,8 @@ bench: $(READY) ## a million events a second through everything, judged; options
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(READY) ## the tests of less than a minute in all: none that is slow or starts Ray or Kafka
-	$(BIN)/python -m pytest -m "not slow and not ray and not kafka" $(ARGS)
+test-fast: $(READY) ## the tests of less than a minute in all: none that is slow or starts Ray, Kafka or a search server
+	$(BIN)/python -m pytest -m "not slow and not ray and not kafka and not search" $(ARGS)
 
 check: $(READY) ## lint, formatting, types
 	$(BIN)/ruff check .

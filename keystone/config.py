@@ -31,7 +31,7 @@ OTHER_VARIABLES = {
 }
 
 #: Settings that no file of settings and no command line may hold: both are read by more people than need them.
-SECRETS = frozenset({"kafka.sasl_password"})
+SECRETS = frozenset({"kafka.sasl_password", "elastic.password", "elastic.api_key"})
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -168,6 +168,22 @@ class SinksConfig(_Frozen):
     spill_file_bytes: Positive = 4 << 20  # a file is read at once
 
 
+class ElasticConfig(_Frozen, hide_input_in_errors=True):
+    """How Elasticsearch or OpenSearch is reached. Secrets come from files or the environment, never from here."""
+
+    username: str | None = None
+    password: SecretStr | None = None  # by KEYSTONE_ELASTIC__PASSWORD only
+    password_file: str | None = None
+    api_key: SecretStr | None = None  # by KEYSTONE_ELASTIC__API_KEY only; as the server gives it out, base64 of id:key
+    api_key_file: str | None = None
+    tls_ca_file: str | None = None  # PEM; without one, the system's
+    tls_verify: bool = True
+    allow_plaintext: bool = False  # to send a login beyond this machine without TLS
+    connect_timeout_ms: Positive = 3_000
+    request_timeout_ms: Positive = 10_000  # a bulk request of 1,000 took 80 ms; meanwhile its kind waits, nothing else does
+    dead_node_ms: Positive = 10_000  # that a node without an answer is passed over, while others answer
+
+
 class Config(_Frozen, hide_input_in_errors=True):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -176,6 +192,7 @@ class Config(_Frozen, hide_input_in_errors=True):
     kafka: KafkaConfig = KafkaConfig()
     logs: LogsConfig = LogsConfig()
     sinks: SinksConfig = SinksConfig()
+    elastic: ElasticConfig = ElasticConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:

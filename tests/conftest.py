@@ -9,8 +9,11 @@ from hypothesis import settings
 
 from tests.kafka_fixtures import kafka, kafka_cluster, pytest_collection_modifyitems, secure_kafka, topic_name
 from tests.lake_fixtures import empty_lake, lake, tables
+from tests.search_fixtures import search, search_server
 
-__all__ = ["empty_lake", "kafka", "kafka_cluster", "lake", "pytest_collection_modifyitems", "secure_kafka", "tables", "topic_name"]
+__all__ = [
+    "empty_lake", "kafka", "kafka_cluster", "lake", "pytest_collection_modifyitems", "search", "search_server", "secure_kafka", "tables", "topic_name",
+]  # fmt: skip
 
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
 settings.register_profile("person", deadline=None)

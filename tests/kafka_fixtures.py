@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.kafka_server import KafkaCluster, Security
+from tests.search_fixtures import mark_search_tests
 
 STARTING = {"kafka", "secure_kafka", "kafka_cluster"}
 PASSWORDS = {"alice": "alice-secret", "bob": "bob-secret"}
@@ -21,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and STARTING & set(item.fixturenames):
             item.add_marker(pytest.mark.kafka)
+    mark_search_tests(items)
 
 
 @pytest.fixture(scope="session")

@@ -342,16 +342,18 @@ class Outbox:
         return 2 * lane.items > self.config.queue_items_max or 2 * lane.size_bytes > self.config.queue_bytes_max
 
     def _shrink(self, lane: Lane) -> None:
-        """Drop the oldest that are not on their way, until there is room."""
-        while self._is_full(lane):
-            batch = lane.take_waiting(HELD_BYTES * ENCODE_ROWS_MAX, _EVERY_OFFER)
+        """Drop the oldest that are not on their way, until a tenth is free: looking through all of them for each offer would cost ms."""
+        items_max, bytes_max = self.config.queue_items_max * 9 // 10, self.config.queue_bytes_max * 9 // 10
+        while (rows := max(lane.items - items_max, 0)) or lane.size_bytes > bytes_max:
+            rows = max(rows, ENCODE_ROWS_MAX if lane.size_bytes > bytes_max else 1)
+            batch = lane.take_waiting(HELD_BYTES * rows, _EVERY_OFFER)
             for held in batch:
                 self._drop(lane, held, DROP_QUEUE_FULL)
             if batch or lane.unload():
                 continue
             if not lane.offers:
                 return  # what is left is on its way, or being encoded or written
-            for cut in lane.cut(ENCODE_ROWS_MAX, _EVERY_OFFER):
+            for cut in lane.cut(rows, _EVERY_OFFER):
                 lane.items -= cut.stop - cut.start
                 lane.size_bytes -= cut.size_bytes
                 self._count_drop(lane.kind, DROP_QUEUE_FULL, cut.stop - cut.start)

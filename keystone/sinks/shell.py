@@ -20,6 +20,7 @@ from keystone.sinks.lanes import Slice
 from keystone.sinks.outbox import Encode, Load, Outbox, Send, Wait, Write
 from keystone.sinks.spill import Spill
 
+AFTER_DEFECT_S: Final = 0.2  # five lines of log a second at most
 LEFT_FOR_DISK: Final = 0.3  # of the time to close: writing what is left takes ~0.1 s for 50 MB
 
 log = get(__name__)
@@ -114,7 +115,7 @@ class BufferedSink:
                 once(kind)
             except Exception:  # a defect in one step must not end the delivery of everything else
                 log.exception("a sink's thread failed and goes on", sink=self.name, kind=kind)
-                time.sleep(1.0)
+                time.sleep(AFTER_DEFECT_S)
 
     def _wait(self, step: Wait) -> None:
         """Under the lock."""

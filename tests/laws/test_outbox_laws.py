@@ -143,7 +143,7 @@ class World:
         assert all(kind not in KEPT_KINDS for kind, _ in self.box.dropped)
         assert self.box.spill_bytes <= SMALL.spill_bytes_max
         for lane in self.box.lanes.values():
-            assert 0 <= lane.items
+            assert lane.items >= 0
             assert lane.size_bytes >= 0
         safe = {document.id for documents in self.disk.values() for document in documents}
         for kind in KINDS:
