@@ -55,7 +55,8 @@ class FaultProxy:
         self.requests: list[tuple[str, str, bytes]] = []
         self.struck: list[str] = []  # kinds of faults, as they happened
         self.headers: list[dict[str, str]] = []
-        self._lock = threading.Lock()
+        self._under_way = 0
+        self._lock = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
 
@@ -68,6 +69,9 @@ class FaultProxy:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """What is late arrives before this returns, not in the next test."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._under_way == 0, 60)
         self._server.shutdown()
         self._server.server_close()
 
@@ -99,8 +103,14 @@ class FaultProxy:
                 with proxy._lock:
                     proxy.requests.append((self.command, self.path, plain))
                     proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
+                    proxy._under_way += 1
                 fault = proxy.choose(self.path)
-                proxy.break_(self, fault, plain) if fault is not None else self.reply(*proxy.pass_on(self, plain))
+                try:
+                    proxy.break_(self, fault, plain) if fault is not None else self.reply(*proxy.pass_on(self, plain))
+                finally:
+                    with proxy._lock:
+                        proxy._under_way -= 1
+                        proxy._lock.notify_all()
 
             def reply(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
                 self.send_response(status)
