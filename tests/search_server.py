@@ -142,6 +142,12 @@ class SearchServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the process that we started; Elasticsearch's server is its child."""
+        assert self._process is not None
+        return self._process.pid
+
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """An answer, as JSON, past everything of ours: the tests' own look at the server."""
         request = urllib.request.Request(self.url + path, method=method, data=None if body is None else orjson.dumps(body))

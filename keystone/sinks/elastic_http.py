@@ -21,6 +21,7 @@ import urllib3
 
 from keystone.config import ElasticConfig
 from keystone.errors import SinkBusy, UsageError
+from keystone.logs import get
 
 DEFAULT_PORT: Final = 9200
 GZIP_ABOVE_BYTES: Final = 1_024
@@ -33,6 +34,9 @@ TOO_MANY: Final = 429
 RETRY_AFTER_MAX_S: Final = 60
 FORBIDDEN_WAIT_MS: Final = 30_000  # a login is not mended within seconds, and some servers count failed ones
 LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
+
+
+log = get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,8 @@ def _tls(config: ElasticConfig) -> ssl.SSLContext:
     except (OSError, ssl.SSLError):
         raise UsageError(f"elastic.tls_ca_file = {config.tls_ca_file} cannot be read, or holds no certificate in PEM: name another file") from None
     if not config.tls_verify:
+        log.warning("certificates are not verified: elastic.tls_verify is false")
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # said once, by us
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 

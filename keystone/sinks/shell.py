@@ -204,7 +204,7 @@ class BufferedSink:
         assert self._spill is not None  # noqa: S101 - the outbox was told
         try:
             segment = self._spill.write(write.kind, [held.document for held in write.batch])
-        except SinkError as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the disk, what was to be written is still held
             log.warning("the spill cannot be written", sink=self.name, reason=str(error))
             with self._changed:
                 self._outbox.write_failed(write, now_ms())

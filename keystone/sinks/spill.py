@@ -9,6 +9,7 @@ One process uses a directory at a time. Siblings that nobody uses any more (a de
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -74,8 +75,9 @@ class Spill:
             part.replace(path)
             self._sync()
         except OSError as error:
-            part.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise SinkError(f"{self.directory} cannot be written: {error.strerror}; free room there") from error
         self._next = number + 1
         return Segment(number, len(documents), len(text))
