@@ -21,7 +21,7 @@ from keystone.sinks.outbox import Encode, Load, Outbox, Send, Wait, Write
 from keystone.sinks.spill import Spill
 
 AFTER_DEFECT_S: Final = 0.2  # five lines of log a second at most
-LEFT_FOR_DISK: Final = 0.3  # of the time to close: writing what is left takes ~0.1 s for 50 MB
+LEFT_FOR_DISK: Final = 0.3  # of the time to close
 
 log = get(__name__)
 
