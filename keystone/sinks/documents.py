@@ -97,9 +97,11 @@ def session_document_id(device_id: str, session_id: str, start_ts: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CohortRows:
-    """Rows of SPEC 4 "Cohorts": ``window_start_ms window_ms``, dimensions (absent or null = all), sums; ``startup_ms_p50 startup_ms_p95``
-    where known. ``revision``: of these values of the windows; it rises when a window is said again.
-    """  # fmt: skip  # noqa: D205
+    """Merged cohort rows (SPEC 4), none of a single partition.
+
+    Columns: ``window_start_ms window_ms``, dimensions (absent or null = all), sums, and ``startup_ms_p50 startup_ms_p95`` where known.
+    ``revision``: of these values, at least 0; it rises when a window is said again.
+    """
 
     table: pa.Table
     revision: int

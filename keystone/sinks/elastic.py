@@ -14,7 +14,7 @@ import orjson
 from keystone.errors import SinkBusy
 from keystone.logs import get
 from keystone.sinks.base import DONE, NOT_REVISED, Answer, Document, Outcome
-from keystone.sinks.elastic_admin import unready
+from keystone.sinks.elastic_admin import ElasticRefused, unready
 from keystone.sinks.elastic_http import TOO_MANY, Nodes, Reply, trouble_of
 from keystone.sinks.elastic_schema import index_of
 
@@ -40,7 +40,7 @@ class ElasticRows:
     def send_batch(self, documents: Sequence[Document]) -> list[Answer]:
         self._look_at_templates()
         reply = self._nodes.request("POST", BULK, b"".join(map(lines_of, documents)), NDJSON_TYPE)
-        if reply.status in {TOO_LARGE, BAD}:
+        if reply.status == TOO_LARGE or (reply.status == BAD and reply.is_servers_own()):
             return self._halves(documents, reply)
         if reply.status != 200:
             raise trouble_of(reply)
@@ -70,7 +70,10 @@ class ElasticRows:
         """Once. An index made without its template would take its mappings from what devices send."""
         if self._is_set_up:
             return
-        problems = unready(self._nodes)
+        try:
+            problems = unready(self._nodes)
+        except ElasticRefused as error:
+            raise SinkBusy(str(error), wait_ms=NOT_SET_UP_WAIT_MS) from error
         if problems:
             raise SinkBusy(f"{problems[0]}: run keystone elastic setup --elastic {','.join(self._nodes.urls)}", wait_ms=NOT_SET_UP_WAIT_MS)
         self._is_set_up = True

@@ -52,6 +52,14 @@ class Reply:
         except ValueError as error:
             raise SinkBusy(f"the answer with status {self.status} is not JSON: {self.body[:100]!r}") from error
 
+    def is_servers_own(self) -> bool:
+        """A search server said this, not something between it and us (a gateway's 400 says nothing of a document)."""
+        try:
+            answer = orjson.loads(self.body)
+        except ValueError:
+            return False
+        return isinstance(answer, dict) and isinstance(answer.get("error"), dict)
+
     def reason(self) -> str:
         """Why the server did not do it, in its own words."""
         try:

@@ -111,8 +111,8 @@ class Outbox:
 
     def mark(self, now_ms: int) -> int:
         """What was offered so far is acknowledged within ``mark_wait_ms``, or goes to disk then."""
-        if self._mark <= self.kept():
-            self._mark_by_ms = now_ms + self.config.mark_wait_ms
+        by_ms = now_ms + self.config.mark_wait_ms
+        self._mark_by_ms = min(self._mark_by_ms, by_ms) if self._mark > self.kept() else by_ms
         self._mark = self._offers
         return self._offers
 

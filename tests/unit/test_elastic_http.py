@@ -91,6 +91,11 @@ def test_statuses_of_whole_requests_say_what_to_do() -> None:
     assert "look at what listens" in str(trouble_of(Reply(404, {}, b"<html>")))
 
 
+def test_a_gateways_bad_request_says_nothing_of_a_document() -> None:
+    assert Reply(400, {}, b'{"error":{"type":"t","reason":"r"}}').is_servers_own()
+    assert not any(Reply(400, {}, body).is_servers_own() for body in (b"<html>plain HTTP sent to HTTPS port", b'{"error":"x"}', b"[]", b""))
+
+
 @contextmanager
 def tls_server(tmp_path: Path, seen: list[str]) -> Iterator[str]:
     authority = trustme.CA()
