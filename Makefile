@@ -28,8 +28,8 @@ bench: $(READY) ## a million events a second through everything, judged; options
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(READY) ## the tests of less than a minute in all, on all cores: none that is slow or starts Ray, Kafka or S3
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3" $(ARGS)
+test-fast: $(READY) ## the tests of less than a minute in all, on all cores: none that is slow or starts Ray, Kafka, S3 or a search server
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search" $(ARGS)
 
 check: $(READY) ## lint, formatting, types
 	$(BIN)/ruff check .

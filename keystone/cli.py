@@ -16,11 +16,13 @@ COMMANDS = {
     "bench": ("keystone.bench.__main__:bench_command", "Run devices, sessions and lake on this machine, and judge the run."),
     "demo": ("keystone.run.demo:demo_command", "Devices and a run in one terminal: the story within seconds."),
     "doctor": ("keystone.run.doctor:doctor_command", "Look at everything a run needs."),
+    "elastic": ("keystone.run.elastic:elastic_command", "Set up, thin out or check the indices of a search server."),
     "lake": ("keystone.run.lake:lake_command", "Look at a lake's tables, prove what they hold, keep them small."),
     "replay": ("keystone.replay:replay_command", "Run files of events through the engine as fast as it goes."),
     "run": ("keystone.run.command:run_command", "Read a log, find buffering loops, send bitrate downgrades."),
     "score": ("keystone.run.score:score_command", "Compare a topic's actions with a simulation's truth."),
     "simulate": ("keystone.run.simulate:simulate_command", "Send simulated devices' events to a log."),
+    "top": ("keystone.run.top:top_command", "The worst regions, devices and CDNs now, from the index."),
     "topics": ("keystone.run.topics:topics_command", "Make or check the topics of a Kafka log."),
 }
 EXIT_FAIL, EXIT_USAGE = 1, 2

@@ -31,7 +31,7 @@ OTHER_VARIABLES = {
 }
 
 #: Settings that no file of settings and no command line may hold: both are read by more people than need them.
-SECRETS = frozenset({"kafka.sasl_password"})
+SECRETS = frozenset({"kafka.sasl_password", "elastic.password", "elastic.api_key"})
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -192,6 +192,40 @@ class RunConfig(_Frozen):
     state: str | None = None
     actions: str | None = None
     dead_letters: str | None = None
+class SinksConfig(_Frozen):
+    """How rows wait for a sink that is slow or away (``keystone/sinks/outbox.py``). Limits are of one sink of one process; queues of each kind."""
+
+    queue_items_max: Positive = 50_000  # of a kind, in memory: 2.5 s of 20,000 sessions/s
+    queue_bytes_max: Positive = 16 << 20  # of a kind, in memory; at half of either what waits goes to disk; more only hides a dead sink
+    batch_items_max: Positive = 1_000  # of one request; 5,000 are 16 % faster on Elasticsearch 8, and hold up the next of their kind for longer
+    batch_bytes_max: Positive = 4 << 20
+    alert_linger_ms: NotNegative = 20  # how long an alert waits for others
+    linger_ms: NotNegative = 500  # sessions and cohorts: 2 requests a second of each kind
+    retry_first_ms: Positive = 100  # bound of the first wait between two tries; it doubles
+    retry_max_ms: Positive = 10_000  # and ends here: a receiver that is back is noticed within that
+    open_after_failures: Positive = 3  # requests in a row, until only single tries are made
+    give_up_ms: Positive = 600_000  # in memory, for cohorts only: then a window is nobody's "now" any more
+    mark_wait_ms: NotNegative = 1_000  # of a checkpoint, for acknowledgements; then to disk
+    spill_bytes_max: NotNegative = 1 << 30  # of one sink on disk; 0: none. 1,700 s of 1,000 alerts/s at 600 B
+    spill_file_bytes: Positive = 4 << 20  # a file is read at once
+
+
+class ElasticConfig(_Frozen, hide_input_in_errors=True):
+    """How Elasticsearch or OpenSearch is reached. Secrets come from files or the environment, never from here."""
+
+    username: str | None = None
+    password: SecretStr | None = None  # by KEYSTONE_ELASTIC__PASSWORD only
+    password_file: str | None = None
+    api_key: SecretStr | None = None  # by KEYSTONE_ELASTIC__API_KEY only; as the server gives it out, base64 of id:key
+    api_key_file: str | None = None
+    tls_ca_file: str | None = None  # PEM; without one, the system's
+    tls_verify: bool = True
+    allow_plaintext: bool = False  # to send a login beyond this machine without TLS
+    connect_timeout_ms: Positive = 3_000
+    request_timeout_ms: Positive = (
+        10_000  # 1,000 alerts take ~0.12 s (8,248 a second, benchmarks/results/elastic.json); meanwhile their kind waits, nothing else does
+    )
+    dead_node_ms: Positive = 10_000  # that a node without an answer is passed over, while others answer
 
 
 class Config(_Frozen, hide_input_in_errors=True):
@@ -203,6 +237,8 @@ class Config(_Frozen, hide_input_in_errors=True):
     logs: LogsConfig = LogsConfig()
     run: RunConfig = RunConfig()
     cohorts: CohortsConfig = CohortsConfig()
+    sinks: SinksConfig = SinksConfig()
+    elastic: ElasticConfig = ElasticConfig()
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:

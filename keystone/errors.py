@@ -87,7 +87,11 @@ class SinkError(KeystoneError):
 
 
 class SinkBusy(SinkError):
-    """Try the same batch again later."""
+    """Try the same batch again later, and not before ``wait_ms`` have passed."""
+
+    def __init__(self, *arguments: object, wait_ms: int = 0) -> None:
+        super().__init__(*arguments)
+        self.wait_ms = wait_ms
 
 
 class SinkRefused(SinkError):

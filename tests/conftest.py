@@ -10,8 +10,11 @@ from hypothesis import settings
 from tests.kafka_fixtures import kafka, kafka_cluster, mark_kafka, secure_kafka, topic_name
 from tests.lake_fixtures import empty_lake, lake, tables
 from tests.s3_fixtures import bucket, mark_s3, own_s3, proxied, s3
+from tests.search_fixtures import mark_search, search, search_server
 
-__all__ = ["bucket", "empty_lake", "kafka", "kafka_cluster", "lake", "own_s3", "proxied", "s3", "secure_kafka", "tables", "topic_name"]
+__all__ = [
+    "bucket", "empty_lake", "kafka", "kafka_cluster", "lake", "own_s3", "proxied", "s3", "search", "search_server", "secure_kafka", "tables", "topic_name",
+]  # fmt: skip
 
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
 settings.register_profile("person", deadline=None)
@@ -24,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever asks for a real server is marked so."""
     mark_kafka(items)
     mark_s3(items)
+    mark_search(items)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

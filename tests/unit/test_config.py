@@ -113,7 +113,7 @@ MISTAKES_IN_FILES = [
     ("[session]\ntimeout_s = 5", r"session\.timeout_s is no setting: did you mean session\.timeout_ms\?"),
     ("[session]\nxyz = 5", r"session\.xyz is no setting: remove it, or choose one of session\.timeout_ms, session\.grace_ms, session\.sessions_max$"),
     ("[sesion]\ntimeout_ms = 5", r"sesion is no setting: did you mean session\?$"),
-    ("[sinks]\nport = 5", r"sinks is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*(, \w+\.\*)*$"),
+    ("[outputs]\nport = 5", r"outputs is no setting: remove it, or choose one of session\.\*, detection\.\*, lake\.\*(, \w+\.\*)*$"),
     ("timeout_ms = 5", r"timeout_ms is no setting: did you mean session\.timeout_ms\?$"),
     ("[session]\ntimeout_ms = 'abc'", r"session\.timeout_ms = 'abc' must be a valid integer"),
     ("[session]\ntimeout_ms = -1", r"session\.timeout_ms = -1 must be greater than 0$"),

@@ -134,7 +134,7 @@ def test_make_lists_every_command():
     [
         ("bench", "python -m keystone.bench --eps 1000000"),
         ("test", "python -m pytest"),
-        ("test-fast", 'pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3"'),
+        ("test-fast", 'pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search"'),
     ],
 )
 def test_commands_do_what_the_documents_say_and_set_themselves_up(target, command, tmp_path):

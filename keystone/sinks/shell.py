@@ -1,0 +1,228 @@
+"""A sink with everything around it that a sink needs; the threads that do what ``keystone.sinks.outbox`` decides.
+
+Each kind has a thread that sends, so a receiver that is slow with sessions holds up no alert; one more thread keeps the disk, so
+a receiver that hangs holds up no checkpoint. All are daemons: nobody's end waits for an answer that does not come.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from keystone.config import SinksConfig
+from keystone.errors import SinkBusy, SinkError, SinkRefused
+from keystone.logs import get
+from keystone.sinks.base import KINDS, Answer, Document, OnRefused, Outcome, RawSink, Refused, Rows
+from keystone.sinks.lanes import Slice
+from keystone.sinks.outbox import Encode, Load, Outbox, Send, Wait, Write
+from keystone.sinks.spill import Spill
+
+AFTER_DEFECT_S: Final = 0.2  # five lines of log a second at most
+LEFT_FOR_DISK: Final = 0.3  # of the time to close
+
+log = get(__name__)
+
+
+def now_ms() -> int:
+    """Of a clock that never goes back."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class BufferedSink:
+    """A ``Sink`` around a ``RawSink``, which it owns. ``spill_dir``: where to keep what the receiver does not take; None: nowhere.
+
+    ``on_refused`` gets what will never be taken, from any thread of the sink; nothing counts as settled before it returns. Memory:
+    ``queue_bytes_max`` of each kind, what one ``offer`` adds, a batch of each kind as it is sent, and a file of the spill of each kind.
+    """
+
+    def __init__(self, name: str, raw: RawSink, config: SinksConfig, on_refused: OnRefused, spill_dir: Path | str | None = None) -> None:
+        self.name = name
+        self._raw, self._on_refused = raw, on_refused
+        self._spill = Spill(spill_dir) if spill_dir is not None and config.spill_bytes_max else None
+        self._outbox = Outbox(config, has_spill=self._spill is not None)
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._trouble = ""
+        for kind, segment in self._spill.found() if self._spill is not None else ():
+            self._outbox.found(kind, segment)
+        threads = [threading.Thread(target=self._run, args=(self._send_once, kind), name=f"{name}-{kind}", daemon=True) for kind in KINDS]
+        threads.append(threading.Thread(target=self._run, args=(self._keep_once, ""), name=f"{name}-spill", daemon=True))
+        for thread in threads:
+            thread.start()
+
+    # --- for the caller ---------------------------------------------------------------------------------------------------
+    def offer(self, rows: Sequence[Rows]) -> None:
+        filled = [one for one in rows if one.rows]
+        with self._changed:
+            if self._is_closed:
+                raise SinkError(f"{self.name} was closed")
+            if filled:
+                self._outbox.offer(filled, now_ms())
+                self._changed.notify_all()
+
+    def has_room(self) -> bool:
+        with self._changed:
+            return self._outbox.has_room()
+
+    def mark(self) -> int:
+        with self._changed:
+            self._changed.notify_all()
+            return self._outbox.mark(now_ms())
+
+    def is_kept(self, mark: int) -> bool:
+        with self._changed:
+            return self._outbox.kept() >= mark
+
+    def flush(self, limit_s: float) -> bool:
+        with self._changed:
+            self._outbox.is_flushing = True
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(self._outbox.is_empty, limit_s)
+            finally:
+                self._outbox.is_flushing = False
+
+    def close(self, limit_s: float) -> int:
+        if not self._is_closed:
+            self.flush(limit_s * (1 - LEFT_FOR_DISK))
+            with self._changed:
+                if self._spill is not None:
+                    mark = self._outbox.mark(0)  # at once
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._outbox.kept() >= mark, limit_s * LEFT_FOR_DISK)
+                self._is_closed = True
+                self._changed.notify_all()
+            self._raw.close()
+            if self._spill is not None:
+                self._spill.close()
+        with self._changed:
+            left = self._outbox.only_in_memory()
+        if left:
+            log.error("rows were not delivered", sink=self.name, rows=left)
+        return left
+
+    def status(self) -> dict[str, Any]:
+        with self._changed:
+            return {"sink": self.name, **self._outbox.status(), "trouble": self._trouble}
+
+    # --- the threads ------------------------------------------------------------------------------------------------------
+    def _run(self, once: Callable[[str], None], kind: str) -> None:
+        while not self._is_closed:
+            try:
+                once(kind)
+            except Exception:  # a defect in one step must not end the delivery of everything else
+                log.exception("a sink's thread failed and goes on", sink=self.name, kind=kind)
+                time.sleep(AFTER_DEFECT_S)
+
+    def _wait(self, step: Wait) -> None:
+        """Under the lock."""
+        self._changed.wait(None if step.until_ms is None else max(0.001, (step.until_ms - now_ms()) / 1_000))
+
+    def _send_once(self, kind: str) -> None:
+        with self._changed:
+            step = self._outbox.next_send(kind, now_ms())
+            if isinstance(step, Wait):
+                if not self._is_closed:
+                    self._wait(step)
+                return
+        if isinstance(step, Encode):
+            self._encode(step)
+        elif isinstance(step, Load):
+            self._load(step)
+        else:
+            self._send(step)
+
+    def _keep_once(self, _: str) -> None:
+        with self._changed:
+            step = self._outbox.next_keep(now_ms())
+            if isinstance(step, Wait):
+                if not self._is_closed:
+                    self._wait(step)
+                return
+        if isinstance(step, Encode):
+            self._encode(step)
+        elif isinstance(step, Write):
+            self._write(step)
+        elif self._spill is not None:
+            self._spill.delete(step.kind, step.segment)
+
+    def _send(self, send: Send) -> None:
+        documents = [held.document for held in send.batch]
+        try:
+            answers = self._raw.send_batch(documents)
+        except SinkBusy as error:
+            self._say_trouble(str(error))
+            with self._changed:
+                self._outbox.failed(send, now_ms(), wait_ms=error.wait_ms)
+                self._changed.notify_all()
+            return
+        except SinkRefused as error:
+            answers = [Answer(Outcome.REFUSED, str(error))] * len(documents)
+        except Exception as error:
+            with self._changed:
+                self._outbox.failed(send, now_ms())
+                self._changed.notify_all()
+            raise SinkError(f"{self.name} failed in a way that it should not") from error
+        put_off = [answer.reason for answer in answers if answer.outcome is Outcome.AGAIN]
+        self._say_trouble(put_off[0] if 2 * len(put_off) > len(answers) else "")
+        pairs = zip(documents, answers, strict=True)
+        self._refuse([Refused(doc.kind, doc.id, answer.reason, doc.body) for doc, answer in pairs if answer.outcome is Outcome.REFUSED])
+        with self._changed:
+            self._outbox.answered(send, answers, now_ms())
+            self._changed.notify_all()
+
+    def _encode(self, step: Encode) -> None:
+        for cut in step.slices:
+            documents = self._documents(cut)
+            with self._changed:
+                self._outbox.encoded(cut, documents)
+                self._changed.notify_all()
+
+    def _documents(self, cut: Slice) -> list[Document]:
+        """A row that cannot be made JSON is refused alone."""
+        try:
+            return cut.rows.documents(cut.start, cut.stop)
+        except Exception:  # noqa: BLE001 - whatever is wrong with a row, its neighbours are delivered
+            documents: list[Document] = []
+        for row in range(cut.start, cut.stop):
+            try:
+                documents += cut.rows.documents(row, row + 1)
+            except Exception as error:  # noqa: BLE001
+                self._refuse([Refused(cut.rows.kind, "", f"cannot be made JSON: {error}", b"")])
+        return documents
+
+    def _load(self, load: Load) -> None:
+        documents = self._spill.read(load.kind, load.segment) if self._spill is not None else {}
+        with self._changed:
+            self._outbox.loaded(load, documents, now_ms())
+            self._changed.notify_all()
+
+    def _write(self, write: Write) -> None:
+        assert self._spill is not None  # noqa: S101 - the outbox was told
+        try:
+            segment = self._spill.write(write.kind, [held.document for held in write.batch])
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the disk, what was to be written is still held
+            log.warning("the spill cannot be written", sink=self.name, reason=str(error))
+            with self._changed:
+                self._outbox.write_failed(write, now_ms())
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._outbox.written(write, segment)
+            self._changed.notify_all()
+
+    def _refuse(self, refused: list[Refused]) -> None:
+        if refused:
+            log.warning("rows were refused", sink=self.name, kind=refused[0].kind, rows=len(refused), reason=refused[0].reason[:200])
+            self._on_refused(refused)
+
+    def _say_trouble(self, trouble: str) -> None:
+        """Once for each change."""
+        if trouble and not self._trouble:
+            log.warning("a sink is in trouble; it is tried again by itself", sink=self.name, reason=trouble)
+        elif self._trouble and not trouble:
+            log.info("a sink works again", sink=self.name)
+        self._trouble = trouble

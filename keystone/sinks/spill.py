@@ -1,0 +1,189 @@
+"""Documents on disk, for a receiver that is away: files in place whole, each document under a checksum, read again after a restart.
+
+A file ``KIND-NUMBER.spill`` is one line of JSON (``{"documents": N}``), then N frames: length and CRC-32C (4 bytes each, little-endian) of
+``id NUL day NUL revision NUL body``. It is written under another name, synced and renamed: what is half written has no such name and is
+removed at the next start. What a disk damages later is noticed: whole frames are used, the rest is told and counted, the file kept as ``.damaged``.
+
+One process uses a directory at a time. Siblings that nobody uses any more (a dead actor's) hand their files over to whoever opens one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import orjson
+from crc32c import crc32c
+
+from keystone.errors import SinkError, UsageError
+from keystone.logs import get
+from keystone.sinks.base import KINDS, Document
+from keystone.sinks.lanes import Segment
+
+LOCK: Final = "in-use"
+FRAME: Final = struct.Struct("<II")
+NAME: Final = re.compile(rf"({'|'.join(KINDS)})-([0-9]{{12}})\.spill")
+
+log = get(__name__)
+
+
+class Spill:
+    """The files of one sink. One thread writes and deletes; several read."""
+
+    def __init__(self, directory: Path | str) -> None:
+        """``UsageError`` where it cannot be used, or another process uses it."""
+        self.directory = Path(directory)
+        self._damaged: dict[int, str] = {}  # number of a file -> what is wrong with it
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.directory)
+            if self._lock is None:
+                raise UsageError(f"{self.directory} is in use by another run: choose another directory")
+            self._adopt()
+            for left in self.directory.glob("*.part"):
+                left.unlink()  # never promised to anyone
+            self._next = max((number for _, number, _ in _listed(self.directory)), default=0) + 1
+        except OSError as error:
+            raise UsageError(f"{self.directory} cannot be used: {error.strerror}; choose another directory") from error
+
+    def found(self) -> Iterator[tuple[str, Segment]]:
+        """Files of an earlier life, by number: kind, and what is in them."""
+        for kind, number, path in _listed(self.directory):
+            documents = _announced(path)
+            if documents is None:
+                self._set_aside(path, "its head cannot be read")
+            else:
+                yield kind, Segment(number, documents, path.stat().st_size)
+
+    def write(self, kind: str, documents: Sequence[Document]) -> Segment:
+        """On the disk when this returns. ``SinkError`` where it cannot be, and nothing is left."""
+        number = self._next
+        path = self._path(kind, number)
+        part = path.with_suffix(".part")
+        text = b"".join((orjson.dumps({"documents": len(documents)}), b"\n", *map(_frame, documents)))
+        try:
+            with part.open("wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            self._sync()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            raise SinkError(f"{self.directory} cannot be written: {error.strerror}; free room there") from error
+        self._next = number + 1
+        return Segment(number, len(documents), len(text))
+
+    def read(self, kind: str, segment: Segment) -> dict[int, Document]:
+        """What of it is whole, by place. A file that is damaged is told and set aside: what it lacks is lost."""
+        path = self._path(kind, segment.number)
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            log.exception("a file of the spill cannot be read", file=path.name, reason=error.strerror, documents=segment.documents)
+            return {}
+        documents, end = _parse(kind, text)
+        if len(documents) != segment.documents or end != len(text):
+            self._damaged[segment.number] = f"{segment.documents - len(documents)} of {segment.documents} documents cannot be read"
+        return documents
+
+    def delete(self, kind: str, segment: Segment) -> None:
+        """What was whole of it is delivered. A file that stays is sent again after the next start, which changes nothing."""
+        path = self._path(kind, segment.number)
+        try:
+            if why := self._damaged.pop(segment.number, ""):
+                self._set_aside(path, why)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a file of the spill cannot be removed", number=segment.number, reason=error.strerror)
+
+    def close(self) -> None:
+        """May be repeated."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _path(self, kind: str, number: int) -> Path:
+        return self.directory / f"{kind}-{number:012d}.spill"
+
+    def _sync(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        log.error("a file of the spill is damaged and set aside", file=path.name, reason=why)
+        if path.exists():
+            path.replace(path.with_suffix(".damaged"))
+
+    def _adopt(self) -> None:
+        """Files of siblings that no process uses become ours."""
+        number = max((number for _, number, _ in _listed(self.directory)), default=0)
+        for sibling in sorted(self.directory.parent.iterdir()):
+            if sibling == self.directory or not (sibling / LOCK).exists() or (lock := _locked(sibling)) is None:
+                continue
+            try:
+                for kind, _, path in _listed(sibling):
+                    number += 1
+                    path.replace(self._path(kind, number))
+            finally:
+                os.close(lock)
+
+
+def _locked(directory: Path) -> int | None:
+    """The descriptor that holds the directory; None where another process does. The kernel lets go of a dead one's."""
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _listed(directory: Path) -> list[tuple[str, int, Path]]:
+    """Kind, number and path of every file, by number."""
+    matches = ((NAME.fullmatch(path.name), path) for path in directory.iterdir())
+    return sorted(((match[1], int(match[2]), path) for match, path in matches if match), key=lambda found: found[1])
+
+
+def _announced(path: Path) -> int | None:
+    """How many documents a file says that it has."""
+    try:
+        with path.open("rb") as file:
+            documents = orjson.loads(file.readline(200))["documents"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return documents if isinstance(documents, int) and documents >= 0 else None
+
+
+def _frame(document: Document) -> bytes:
+    payload = b"\0".join((document.id.encode(), b"%d" % document.day, b"%d" % document.revision, document.body))
+    return FRAME.pack(len(payload), crc32c(payload)) + payload
+
+
+def _parse(kind: str, text: bytes) -> tuple[dict[int, Document], int]:
+    """Whole documents by place, and where reading ended. Behind a damaged length nothing can be found any more."""
+    documents: dict[int, Document] = {}
+    at, place = text.find(b"\n") + 1, 0
+    while at + FRAME.size <= len(text):
+        size, checksum = FRAME.unpack_from(text, at)
+        end = at + FRAME.size + size
+        if end > len(text):
+            break
+        payload = text[at + FRAME.size : end]
+        if crc32c(payload) == checksum:
+            name, day, revision, body = payload.split(b"\0", 3)
+            documents[place] = Document(kind, name.decode(), int(day), body, int(revision))
+        at, place = end, place + 1
+    return documents, at
