@@ -192,6 +192,8 @@ class RunConfig(_Frozen):
     state: str | None = None
     actions: str | None = None
     dead_letters: str | None = None
+
+
 class SinksConfig(_Frozen):
     """How rows wait for a sink that is slow or away (``keystone/sinks/outbox.py``). Limits are of one sink of one process; queues of each kind."""
 
