@@ -192,6 +192,7 @@ class RunConfig(_Frozen):
     state: str | None = None
     actions: str | None = None
     dead_letters: str | None = None
+    elastic: str | None = None  # also of keystone elastic, top and audit
 
 
 class SinksConfig(_Frozen):
@@ -210,6 +211,7 @@ class SinksConfig(_Frozen):
     mark_wait_ms: NotNegative = 1_000  # of a checkpoint, for acknowledgements; then to disk
     spill_bytes_max: NotNegative = 1 << 30  # of one sink on disk; 0: none. 1,700 s of 1,000 alerts/s at 600 B
     spill_file_bytes: Positive = 4 << 20  # a file is read at once
+    home_dir: str = "~/.local/share/keystone/outbox"  # of runs without a lake in a directory: what waits for a sink
 
 
 class ElasticConfig(_Frozen, hide_input_in_errors=True):

@@ -76,6 +76,11 @@ class PartitionPipeline:
         """How far log time has passed."""
         return self._log_time_ms
 
+    @property
+    def swept_ms(self) -> int:
+        """Log time up to which timers were looked at, and cohorts given out."""
+        return self._swept_ms
+
     def step(self, records: Records, now_ms: int | None = None) -> StepResult:
         """Process the records, or, where there are none, let log time pass until ``now_ms``.
 

@@ -2,8 +2,9 @@
 
 A partial of a partition and window takes the place of that partition's earlier one, so what is replayed after a restart changes nothing.
 A window is given out when every partition has passed it, or when the first to pass it has left it ``lateness_max_ms`` behind; what is told
-of it later is added up anew, and its rows are given out again: the same keys, whole sums, ``revision`` one higher. Pure: who calls it has
-the clock, the partials and the index.
+of it later is added up anew, and its rows are given out again: the same keys, whole sums, a higher ``revision``. That is how many partials (a
+partition's of a second) are in the sums, so it follows from what is known, not from who knew it when: a merge begun anew, which knows less at
+first, never has its rows taken for newer ones. Pure: who calls it has the clock, the partials and the index.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class CohortMerge:
         self._passed: dict[int, int] = dict.fromkeys(partitions, 0)
         self._parts: dict[int, dict[int, _Part]] = {}  # by window start and partition
         self._due: dict[int, set[int]] = {size: set() for size in WINDOWS_MS}  # window starts to give out, again or for the first time
-        self._revisions: dict[tuple[int, int], int] = {}  # of the windows given out and held, by size and start
+        self._told: set[tuple[int, int]] = set()  # windows given out and held, by size and start
+        self._changes: dict[int, int] = {}  # by window of 1 s, how often a partial took the place of another
         self._rows = 0
         self._floor_ms = 0  # what begins before is held no more
 
@@ -81,10 +83,10 @@ class CohortMerge:
             self._passed[partition] = max(self._passed.get(partition, 0), until_ms)
 
     def emit(self) -> pl.DataFrame:
-        """The rows that are ready: new windows, and corrected ones. Columns of ``told_schema`` and ``revision`` (0 the first time)."""
+        """The rows that are ready: new windows, and corrected ones. Columns of ``told_schema`` and ``revision``."""
         first_ms, last_ms = min(self._passed.values(), default=0), max(self._passed.values(), default=0)
         ready_ms = max(first_ms, last_ms - self._config.lateness_max_ms)
-        kept_ms = self._kept_from(last_ms)
+        kept_ms = self._kept_from(first_ms, last_ms)
         found = [self._windows(size, ready_ms, kept_ms) for size in WINDOWS_MS]
         self._forget(kept_ms)
         told_now = pl.concat(found)
@@ -112,14 +114,15 @@ class CohortMerge:
             gone = earlier.rows.with_columns(pl.lit(0, pl.Int64).alias(name) for name in (*SUMS, CONCURRENT))
             part = _Part(pl.concat([part.rows, gone.unique()]), part.bins)
             self._rows -= earlier.rows.height
+            self._changes[start] = self._changes.get(start, 0) + 1
         parts[partition] = part
         self._rows += part.rows.height
         for size, due in self._due.items():
             due.add(start // size * size)
 
-    def _kept_from(self, last_ms: int) -> int:
-        """Where what is held afterwards begins: whole minutes."""
-        kept_ms = max(self._floor_ms, (last_ms - self._config.windows_held * SECOND_MS) // MINUTE_MS * MINUTE_MS)
+    def _kept_from(self, first_ms: int, last_ms: int) -> int:
+        """Where what is held afterwards begins: whole minutes. What some partition has not passed yet is held as long as there is room."""
+        kept_ms = max(self._floor_ms, min(first_ms, last_ms - self._config.windows_held * SECOND_MS) // MINUTE_MS * MINUTE_MS)
         rows = self._rows
         for minute in sorted({start // MINUTE_MS * MINUTE_MS for start in self._parts}):
             if minute >= kept_ms and rows > self._config.rows_held_max:
@@ -139,16 +142,21 @@ class CohortMerge:
         rows = pl.concat([pl.DataFrame(schema=row_schema(self._dimensions)), *(part.rows for part in parts)])
         bins = pl.concat([pl.DataFrame(schema=bin_schema(self._dimensions)), *(part.bins for part in parts)])
         found = told(summed(rows, self._dimensions), bins, self._dimensions, size)
-        revisions = {start: self._revisions.get((size, start), -1) + 1 for start in due}
-        self._revisions |= {(size, start): revision for start, revision in revisions.items()}
-        self.counters.corrections += sum(revision > 0 for revision in revisions.values())
+        revisions = {start: self._revision(start, size) for start in due}
+        told_now = {(size, start) for start in due}
+        self.counters.corrections += len(told_now & self._told)
+        self._told |= told_now
         return found.with_columns(pl.col(START).replace_strict(revisions, return_dtype=pl.Int64).alias(REVISION)).sort(START, *self._dimensions)
+
+    def _revision(self, start: int, size: int) -> int:
+        return sum(len(self._parts.get(second, ())) + self._changes.get(second, 0) for second in range(start, start + size, SECOND_MS))
 
     def _forget(self, kept_ms: int) -> None:
         self._floor_ms = kept_ms
         for start in [start for start in self._parts if start < kept_ms]:
             self._rows -= sum(part.rows.height for part in self._parts.pop(start).values())
-        self._revisions = {key: revision for key, revision in self._revisions.items() if key[1] >= kept_ms}
+        self._told = {key for key in self._told if key[1] >= kept_ms}
+        self._changes = {start: count for start, count in self._changes.items() if start >= kept_ms}
 
 
 def _same(left: pl.DataFrame, right: pl.DataFrame) -> bool:

@@ -84,6 +84,7 @@ class Taken:
     pause_s: float = 0.0
     cpu_s: float = 0.0  # of the thread that saved it
     bytes: int = 0
+    mark: int = 0  # of what routes were given by then
 
 
 class Finishing:

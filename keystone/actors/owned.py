@@ -21,6 +21,7 @@ from keystone.session_records import SessionRecords
 from keystone.sinks.lake_thread import Cut
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pyarrow as pa
 
 ROOM_GROWTH_PERCENT: Final = 110  # of the state's present size: a room is made anew, with much more, where it is less
@@ -161,12 +162,12 @@ class Owned:
             self.sessions.append(self.closed.to_arrow())
             self.closed = None
 
-    def take(self, lake: Cutting | None, outputs: Mapping[str, Any], room: Room) -> Taken:
-        """Everything as it is now, between two steps, for a checkpoint: a copy in ``room``. The loop stands still meanwhile."""
+    def take(self, lake: Cutting | None, outputs: Mapping[str, Any], room: Room, more: Mapping[str, npt.NDArray[Any]]) -> Taken:
+        """Everything as it is now, between two steps, for a checkpoint: a copy in ``room``. The loop stands still meanwhile. ``more``: arrays to keep."""
         began_s = time.monotonic()
         self._gather_closed()
         segment = self.next_segment()
-        arrays = self.pipeline.snapshot(room)
+        arrays = self.pipeline.snapshot(room) | dict(more)
         checkpoint = Checkpoint(
             partition=self.partition, epoch=self.epoch, sequence=self.checkpoint_sequence, next_offset=segment.next_offset,
             log_time_ms=segment.log_time_ms, ledger=self.totals.ledger, segments=self.segments, committed=self.committed,
@@ -183,9 +184,9 @@ class Owned:
         taken.pause_s = time.monotonic() - began_s
         return taken
 
-    def put_when_delivered(self, put: Callable[[Taken], None]) -> None:
-        """Hand over what was taken, once every delivery before it is finished."""
-        if self.taken is not None and not self.is_put and self.done >= self.taken.needs:
+    def put_when_delivered(self, put: Callable[[Taken], None], is_kept: Callable[[int], bool]) -> None:
+        """Hand over what was taken, once every delivery before it is finished, and its routes have what they were given (``is_kept`` of its mark)."""
+        if self.taken is not None and not self.is_put and self.done >= self.taken.needs and is_kept(self.taken.mark):
             self.is_put = True
             put(self.taken)
 

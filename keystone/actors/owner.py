@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from keystone.actors.durable import Taken, is_worth_it
+from keystone.actors.onward import Onward
 from keystone.actors.outputs import Delivery, Output
 from keystone.actors.owned import Echo, Owned, PartitionTotals
 from keystone.actors.story import StoryTap
@@ -103,7 +104,7 @@ class Owner:
     def __init__(
         self, name: str, config: Config, rules: Rules, source: Log, decoder: Decoder, checkpoints: Checkpoints, *,
         output: Output, saving: Saving, leases: Holding, lake: LakeOfOwner | None, has_side_files: bool = False,
-        story: StoryTap | None = None, clock: Clock | None = None, now_s: Callable[[], float] = time.monotonic,
+        story: StoryTap | None = None, onward: Onward | None = None, clock: Clock | None = None, now_s: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.owned: dict[int, Owned] = {}
         self.let_go: dict[int, int] = {}  # how often, of each partition that ever was
@@ -113,6 +114,7 @@ class Owner:
         self._name, self._config, self._rules = name, config, rules
         self._log, self._decoder, self._checkpoints = source, decoder, checkpoints
         self._output, self._saving, self._leases, self._lake, self._story = output, saving, leases, lake, story
+        self._onward = onward or Onward()
         self._has_side_files = has_side_files  # closed sessions and alerts are kept for them
         self._clock, self._now_s = clock or SystemClock(), now_s
         self._obey_again_s = self.last_news_s
@@ -161,9 +163,11 @@ class Owner:
         start, log_id = self._rules.start_offsets.get(partition, 0), self._log.log_id
         owned = Owned(partition, epoch, reader, pipeline, PartitionTotals(), log_id, start, sessions_expected=self._rules.sessions_expected)
         pipeline.on_batch = self._batch_taker(owned)
+        self._onward.own(partition, {})
         if checkpoint is not None:
             checkpoint.require_log(log_id)
             pipeline.restore(checkpoint.arrays)
+            self._onward.own(partition, checkpoint.arrays)
             owned.totals = PartitionTotals.of(checkpoint)
             owned.first_offset = checkpoint.next_offset
             owned.segments, owned.committed = checkpoint.segments, checkpoint.committed
@@ -227,13 +231,15 @@ class Owner:
         self.let_go[owned.partition] = self.let_go.get(owned.partition, 0) + 1
         self._decoder.holders.discard(owned.pipeline.sessions)
         self._output.disown(owned.partition)
+        self._onward.disown(owned.partition)
         self._leases.drop(key_of(owned.partition))
         owned.abandon()
 
     def _batch_taker(self, owned: Owned) -> Callable[[EventBatch, Dictionaries], None]:
-        lake, story = self._lake, self._story
+        lake, story, onward = self._lake, self._story, self._onward
 
         def take(batch: EventBatch, dictionaries: Dictionaries) -> None:
+            onward.take_events(batch, dictionaries)
             if lake is not None and owned.echo is None:
                 lake.append(batch, dictionaries)
             elif lake is not None:
@@ -252,10 +258,11 @@ class Owner:
             if not self._leases.is_held(key_of(owned.partition)):
                 continue
             self._send(owned)
-            has_room = self._lake is None or (self._lake.has_room() and self._saving.has_room())
+            has_room = (self._lake is None or (self._lake.has_room() and self._saving.has_room())) and self._onward.has_room()
             read_bytes = 0 if owned.is_leaving or not has_room else self._visit(owned)
             most, total = max(most, read_bytes), total + read_bytes
             self._take_when_due(owned, began_s)
+        self._onward.end_turn()
         self.note_delivered()
         self.note_durable()
         if total:
@@ -330,6 +337,7 @@ class Owner:
             owned.unsent.append(Delivery(owned.partition, result.next_offset, result.alerts, result.decoded_ms, result.alerted_ms, result.dead_letters))
             self._send(owned)
         owned.totals.count(result)
+        self._onward.take(result, owned.pipeline.swept_ms)
         if self._has_side_files and (result.alerts or result.sessions):
             owned.keep(result)
 
@@ -360,7 +368,7 @@ class Owner:
         if owned.taken is None and is_due and owned.echo is None:
             self._take(owned)
             owned.due_s = now_s + interval_s
-        owned.put_when_delivered(self._saving.put)
+        owned.put_when_delivered(self._saving.put, self._onward.is_kept)
 
     def _is_early(self, owned: Owned, now_s: float, interval_s: float) -> bool:
         since_s, count = now_s - (owned.due_s - interval_s), len(self.owned)
@@ -369,7 +377,9 @@ class Owner:
     def _take(self, owned: Owned) -> None:
         self._give_out(owned, owned.pipeline.settle(), has_records=False)
         marks = self._output.marks()
-        taken = owned.take(self._lake, owned.outputs if owned.is_catching_up else marks, self._rooms.take())
+        more = self._onward.snapshot(owned.partition)
+        taken = owned.take(self._lake, owned.outputs if owned.is_catching_up else marks, self._rooms.take(), more)
+        taken.mark = self._onward.mark()
         self._under_way += 1
         self.figures.pause_ms_max = max(self.figures.pause_ms_max, taken.pause_s * 1_000)
 
@@ -434,7 +444,7 @@ class Owner:
                 self.note_durable()
                 if owned.taken is None and not owned.is_saved:
                     self._take(owned)
-                owned.put_when_delivered(self._saving.put)
+                owned.put_when_delivered(self._saving.put, self._onward.is_kept)
         if not self._saving.wait(max(0.0, until_s - self._now_s())):
             log.warning("the last checkpoints could not be written: the next run begins where earlier ones end")
         self.note_durable()

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from keystone.actors.cohort_desk import CohortDesk, Fetched
 from keystone.actors.durable import CheckpointThread, SideFiles
 from keystone.actors.leases import Leases
 from keystone.actors.loop import LoopActor
+from keystone.actors.onward import Onward
 from keystone.actors.outputs import Output, OutputSpec, open_output, rehearsed
 from keystone.actors.owned import Echo, Owned, PartitionTotals
 from keystone.actors.owner import Owner, Rules
@@ -25,9 +27,11 @@ from keystone.errors import LedgerError, UsageError
 from keystone.events import Records
 from keystone.log.base import Log
 from keystone.log.opening import open_log
+from keystone.logs import get
 from keystone.pipeline import PartitionPipeline
 from keystone.sinks.lake import LakeWriter
 from keystone.sinks.lake_bucket import LakeBucket, Spool
+from keystone.sinks.opening import Refusals, SinksSpec
 from keystone.store import open_bucket, open_store
 
 PAUSE_S = 0.002  # between turns where little comes in: what an event waits for a turn, at most
@@ -39,6 +43,10 @@ HALF_POLL_BYTES = 1 << 20  # of a partition in one turn: then more is waiting
 COMMIT_UNDER_WAY_S = 5.0  # that may still end for an owner that was replaced; they take 0.1-1 s
 NO_ROOM_WAIT_S = 2.0  # for room on a full disk, at the end
 LAST_CHECKPOINTS_S = 60.0  # for those at the end
+ROWS_KEPT_S = 3.0  # for rows of routes to be acknowledged or on disk, at the end
+SINKS_CLOSE_S = 5.0  # for what receivers are to get before the end; the rest is on disk, for the next run
+
+log = get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,8 @@ class SessionSpec:
     lake_is_plain: bool = False
     lake_url: str | None = None
     patience_s: float = 0.0  # for log and store, while it is built
+    sinks: SinksSpec | None = None
+    tells_cohorts: bool = False
 
 
 @dataclass(slots=True)
@@ -90,6 +100,8 @@ class SessionTotals:
     pause_ms_max: float = 0.0
     checkpoint_cpu_s: float = 0.0
     detect: Any = None  # LatencyHistogram
+    routing: dict[str, Any] = field(default_factory=dict)  # sinks and routes, as they ended
+    rows_left: int = 0  # of routes, neither delivered nor on disk
 
 
 class SessionActor(LoopActor):
@@ -108,6 +120,8 @@ class SessionActor(LoopActor):
         self._lake: LakeWriter | None = None
         self._spool: Spool | None = None
         self._bucket: LakeBucket | None = None
+        self._onward = Onward(CohortDesk() if spec.tells_cohorts and spec.config.cohorts.enabled else None)
+        self._refusals: Refusals | None = None
         self._story = StoryTap(spec.config.detection.loop_threshold) if spec.has_story else None
         self._began_s = 0.0  # when the last turn did
         self._bytes_per_s = 0.0
@@ -135,6 +149,7 @@ class SessionActor(LoopActor):
         self._log = self._patiently(lambda: open_log(spec.log, config.kafka), spec.patience_s)
         self._output = self._patiently(self._open_output, spec.patience_s)
         lake_dir = self._open_lake()
+        self._open_sinks()
         self._leases = Leases(checkpoints)
         side_files = SideFiles(lake_dir, is_synced=self._bucket is None) if lake_dir is not None else None
         self._saving = CheckpointThread(checkpoints, side_files, self._lake.check if self._lake is not None else _nothing, self._bucket)
@@ -145,8 +160,17 @@ class SessionActor(LoopActor):
         self._owner = Owner(
             f"{self.name}-{self._incarnation[:8]}", config, rules, self._log, decoder, checkpoints,
             output=self._output, saving=self._saving, leases=self._leases, lake=self._lake, has_side_files=side_files is not None, story=self._story,
+            onward=self._onward,
         )  # fmt: skip
         self._owner.take_over(spec.partitions)
+
+    def _open_sinks(self) -> None:
+        spec = self._spec
+        if spec.sinks is not None:
+            from keystone.actors.routing import open_routing
+
+            self._refusals = Refusals(Path(spec.sinks.refused), f"{self.name}-{self._incarnation[:8]}")
+            self._onward.routing = open_routing(spec.sinks, spec.config, role=f"{self.name}-{self._incarnation[:8]}", refusals=self._refusals)
 
     def _open_lake(self) -> Path | None:
         """Where files are written: the lake, or a spool before it."""
@@ -167,7 +191,16 @@ class SessionActor(LoopActor):
         return Checkpoints(open_store(self._spec.state, fsync=config.fsync), keep=config.keep)
 
     def _open_output(self) -> Output:
-        return open_output(self._spec.output, self._spec.config.kafka, name=self.name, work_dir=Path(self._spec.work_dir))
+        spec = self._spec
+        output = open_output(spec.output, spec.config.kafka, name=self.name, work_dir=Path(spec.work_dir))
+        if spec.sinks is None or not spec.config.routes:
+            return output
+        from keystone.actors.filtered import FilteredActions
+        from keystone.routes import ACTIONS
+        from keystone.sinks.opening import routes_of
+
+        some = [route for route in routes_of(spec.sinks, spec.config).to(ACTIONS) if not route.is_identity]
+        return FilteredActions(output, some[0]) if some else output
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     def _turn(self) -> float:
@@ -198,6 +231,8 @@ class SessionActor(LoopActor):
         self._output.flush()
         owner.note_delivered()
         totals.undelivered = owner.undelivered()
+        if self._onward.routing is not None and not self._onward.routing.settle(ROWS_KEPT_S):
+            log.warning("rows of routes are neither acknowledged nor on disk: the next run gives them again")
         owner.save_all(LAST_CHECKPOINTS_S if self._saving.has_room() and (self._lake is None or self._lake.has_room()) else NO_ROOM_WAIT_S)
         self._output.close()
         if self._lake is not None:
@@ -208,6 +243,7 @@ class SessionActor(LoopActor):
         totals.alerts, totals.detect = self._output.alerts, self._output.detect
         totals.checkpoints, totals.checkpoint_bytes = owner.figures.checkpoints, owner.figures.checkpoint_bytes
         totals.pause_ms_max, totals.checkpoint_cpu_s = owner.figures.pause_ms_max, self._saving.cpu_seconds
+        self._close_sinks(totals)
         self._leases.close()
         self._saving.close()
         if self._bucket is not None and self._spool is not None:
@@ -215,6 +251,13 @@ class SessionActor(LoopActor):
             self._spool.close()
         self._log.close()
         return totals
+
+    def _close_sinks(self, totals: SessionTotals) -> None:
+        routing = self._onward.routing
+        if routing is not None and self._refusals is not None:
+            totals.rows_left = routing.close(SINKS_CLOSE_S)
+            totals.routing = routing.status()
+            self._refusals.close()
 
     # --- asked ------------------------------------------------------------------------------------------------------
     def _told_once(self) -> dict[str, Any]:
@@ -251,7 +294,13 @@ class SessionActor(LoopActor):
             "log_partitions": getattr(self._log, "partitions_now", lambda: self._log.partitions)(),
             "scenes": self._story.scenes if self._story is not None else 0,
             "told": self._story.told if self._story is not None else 0,
+            "routing": self._onward.routing.status() if self._onward.routing is not None else {},
+            "refused": self._refusals.count if self._refusals is not None else 0,
         }
+
+    def cohorts(self, cursor: tuple[str, int] | None = None) -> Fetched | None:
+        """What was counted of cohorts since ``cursor``; None where nobody was to ask."""
+        return self._onward.desk.fetch(cursor) if self._onward.desk is not None else None
 
     def story(self) -> list[dict[str, Any]]:
         """What there is to show since the last call."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,8 +246,11 @@ class Supervisor:
         """Whether, as far as is known here, every partition has an owner that has taken it over."""
         return any(not ward.is_down and ward.status.get("is_owned", False) for ward in self.of_kind(SUPERVISOR))
 
-    def gather(self, kind: str, method: str, pending: dict[str, Any]) -> list[Any]:
-        """Answers that have come to ``method``, and ask again; waits for nothing. ``pending`` is the caller's memory between calls."""
+    def gather(self, kind: str, method: str, pending: dict[str, Any], arguments: Mapping[str, tuple[Any, ...]] | None = None) -> list[tuple[str, Any]]:
+        """Answers that have come to ``method``, with the names of actors, and ask again; waits for nothing. ``pending`` is the caller's memory between calls.
+
+        ``arguments``: of the call, by name; without them, it has none.
+        """
         import ray
 
         answers = []
@@ -258,8 +261,21 @@ class Supervisor:
                 if not ready:
                     continue
                 with suppress(ray.exceptions.RayError):  # ``poll`` tells of its death
-                    answers.append(ray.get(call))
-            pending[ward.name] = None if ward.fault is not None else getattr(ward.handle, method).remote()
+                    answers.append((ward.name, ray.get(call)))
+            given = (arguments or {}).get(ward.name, ())
+            pending[ward.name] = None if ward.fault is not None else getattr(ward.handle, method).remote(*given)
+        return answers
+
+    def ask_all(self, kind: str, method: str, seconds: float) -> list[tuple[str, Any]]:
+        """What every living actor of ``kind`` answers to ``method`` within ``seconds``, with its name."""
+        import ray
+
+        calls = [(ward.name, getattr(ward.handle, method).remote()) for ward in self.of_kind(kind) if ward.fault is None]
+        until_s = time.monotonic() + seconds
+        answers = []
+        for name, call in calls:
+            with suppress(ray.exceptions.RayError):  # ``poll`` tells of its death
+                answers.append((name, ray.get(call, timeout=max(0.0, until_s - time.monotonic()))))
         return answers
 
     def order(self, kind: str, method: str, *arguments: Any) -> None:

@@ -28,6 +28,7 @@ EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
     metavar="URL|DIR",
     help="kafka://HOST[:PORT][,...][/TOPIC], or where the embedded log goes.  [default: /dev/shm, where it has room]",
 )
+@click.option("--elastic", default=None, metavar="URL", help="Alerts, sessions and cohorts go to that search server, too.  [default: nowhere]")
 @click.option("--no-lake", is_flag=True, help="Write no Parquet.")
 @click.option("--out", type=click.Path(file_okay=False), default="bench-out", help="Where results go; an earlier run's are replaced.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), default=None, help="Write the report here too ('-': stdout, and no screen).")
@@ -87,6 +88,7 @@ def _run(context: click.Context, given: dict[str, Any]) -> int:
         epoch_ms=given["epoch_ms"],
         keep_log=given["keep_log"],
         chaos=given["chaos"],
+        elastic=given["elastic"],
     )
     from keystone.bench.command import run_bench
 

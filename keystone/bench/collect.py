@@ -141,6 +141,8 @@ def sum_sessions(measured: Measured, sessions: list[SessionTotals], lake: Path |
         "pause_ms_max": round(max((totals.pause_ms_max for totals in sessions), default=0.0), 1),
         "cpu_s": round(sum(totals.checkpoint_cpu_s for totals in sessions), 2),
     }
+    measured.routing = {totals.name: totals.routing for totals in sessions if totals.routing}
+    measured.faults += [f"{totals.name}: {totals.rows_left:,} rows for sinks are neither delivered nor on disk" for totals in sessions if totals.rows_left]
     names = ("received", "accepted", "applied", "duplicates", "dead_lettered")
     measured.sums = Sums(sent=measured.events, **{name: ledger.get(name, 0) for name in names}, lake_rows=lake_rows(lake) if lake is not None else None)
 

@@ -15,8 +15,9 @@ import orjson
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.stopping import StopSignal
 from keystone.bench.chaos import Chaos, parse
+from keystone.bench.cohorts import COHORTS_FILE
 from keystone.bench.driver import Driver
-from keystone.bench.engine import LAKE_DIR, STATE_DIR, WORK_DIR
+from keystone.bench.engine import LAKE_DIR, OUTBOX_DIR, STATE_DIR, WORK_DIR
 from keystone.bench.logs import BenchLog, EmbeddedBench, KafkaBench
 from keystone.bench.machine import Machine, versions
 from keystone.bench.plan import OWN_FILE, SEARCH_PROBE_S, BenchPlan, Options, check_room, kafka_url, log_home, resolve
@@ -25,8 +26,9 @@ from keystone.bench.screen import Progress, ms
 from keystone.bench.search import RateSearch
 from keystone.config import Config
 from keystone.errors import UsageError
+from keystone.sinks.opening import look_at_elastic
 
-RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", LAKE_DIR, ".lake.writing", STATE_DIR, WORK_DIR)
+RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", COHORTS_FILE, LAKE_DIR, ".lake.writing", STATE_DIR, OUTBOX_DIR, WORK_DIR)
 CONFIRMATIONS_MAX = 3  # runs of the full length that a search may take to find one that passes
 
 
@@ -37,14 +39,15 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
     out = Path(options.out).absolute()
     config = _load_config(config_file)
     _check_out(out)
+    remarks = look_at_elastic(plan.elastic, config) if plan.elastic is not None else []
     make_log, remark = _log_of(options, plan, machine, out, config)
     chaos = parse(options.chaos, seconds=plan.seconds) if options.chaos is not None else None
     if chaos is not None and is_search:
         raise UsageError("--chaos and --search: a run with faults says nothing about the highest rate: choose one")
     with Progress() as progress, StopSignal() as stop:
         progress.say(_headline(plan, machine))
-        if remark:
-            progress.say(remark)
+        for line in (*([remark] if remark else []), *remarks):
+            progress.say(line)
         warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)
         if chaos is not None:
             _check_warm(warming)

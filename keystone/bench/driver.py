@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from keystone.actors.cohort_sinks import CohortSinks
 from keystone.actors.fleet import FleetActor, FleetSpec
 from keystone.actors.loop import FINISHED, OVER
 from keystone.actors.owner import TIMERS_EVERY_MS
@@ -21,7 +22,8 @@ from keystone.actors.stopping import StopSignal
 from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
 from keystone.bench import collect
-from keystone.bench.engine import STATE_DIR, add_engine
+from keystone.bench.cohorts import CohortTable
+from keystone.bench.engine import STATE_DIR, add_engine, open_cohorts
 from keystone.bench.logs import BenchLog
 from keystone.bench.machine import CpuMeter, wall_ms
 from keystone.bench.plan import BenchPlan
@@ -58,6 +60,8 @@ class Run:
     progress: Progress
     stop: StopSignal
     other_cpu_s: float = 0.0
+    cohorts: CohortSinks | None = None
+    cohort_table: CohortTable = field(default_factory=CohortTable)
     looks: int = field(default=0)
 
     @property
@@ -74,6 +78,7 @@ class Run:
         self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
         appoint(self.supervisor, range(self.plan.partitions), self.plan.session_actors)
         self.supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
+        self.cohorts = open_cohorts(self.plan, self.config, self.log.url, self.out, self.cohort_table.take)
 
     def drive(self) -> None:
         """From the agreed start until the fleets have sent everything, or something ends the run."""
@@ -114,12 +119,18 @@ class Run:
         used = self.meter.close()
         self.measured.cpu_s = {**used, "other": self.other_cpu_s}
         totals = self.supervisor.results("session")
+        self._close_cohorts()
         self.supervisor.order("committer", "finish")
         if not self.supervisor.wait_until(OVER, "committer", seconds=wait_s) and not has_faults and not self.supervisor.faults():
             self.measured.faults.append(f"the lake's last commit did not end within {wait_s:.0f} s")
         for ward in self.supervisor.of_kind("committer"):
             collect.note_commits(self.measured, ward.status)
         return totals
+
+    def _close_cohorts(self) -> None:
+        if self.cohorts is not None:
+            left = self.cohorts.close(self.supervisor)
+            self.measured.cohorts = self.cohorts.status() | {"left": left, "told": self.cohort_table.write(self.out)}
 
     # --- watching ---------------------------------------------------------------------------------------------------
     def _watch(self, phase: str, seconds: float, is_done: Callable[[], bool], *, is_interruptible: bool = True) -> bool:
@@ -134,6 +145,8 @@ class Run:
 
     def _look(self, phase: str) -> None:
         self.supervisor.poll()
+        if self.cohorts is not None:
+            self.cohorts.tick(self.supervisor)
         at_s, lag = self._elapsed_s(), self.lag_events()
         self.measured.lag.append(LagSample(at_s, lag))
         if self.looks % METER_EVERY == 0:

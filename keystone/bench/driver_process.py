@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from keystone.actors.cohort_sinks import CohortSinks
 from keystone.actors.loop import OVER
 from keystone.actors.outputs import OutputSpec
 from keystone.actors.runtime import RayRuntime
@@ -22,7 +23,7 @@ from keystone.actors.session import SessionTotals
 from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import COMMITTER, SESSION, SupervisionError, Supervisor, Ward
 from keystone.bench.children import Child, Ear, Mouth
-from keystone.bench.engine import WORK_DIR, add_engine, add_session_actors, session_name
+from keystone.bench.engine import WORK_DIR, add_engine, add_session_actors, open_cohorts, session_name
 from keystone.bench.logs import BenchLog
 from keystone.bench.plan import BenchPlan
 from keystone.config import Config
@@ -78,6 +79,7 @@ class Keeping:
     is_told_to_finish: bool = False
     notes: list[str] = field(default_factory=list)
     said_s: float = 0.0
+    cohorts: CohortSinks | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
     def look(self) -> bool:
@@ -109,9 +111,12 @@ class Keeping:
         self.supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=self.look)
         add_session_actors(self.supervisor, standbys, plan, config, place, out)  # now: their start would have kept the others from theirs
         self.phase = RUNNING
+        self.cohorts = open_cohorts(plan, config, place.url, out)
         while not self.look() and not self.supervisor.faults():
             time.sleep(LOOK_EVERY_S)
             self.supervisor.poll()
+            if self.cohorts is not None:
+                self.cohorts.tick(self.supervisor)
         if not self.ear.is_orphan:
             self.close()
 
@@ -120,6 +125,8 @@ class Keeping:
         wait_s = FAULT_CLOSE_MAX_S if has_faults else CLOSE_MAX_S
         self._end(SESSION, wait_s, "the session actors did not close")
         totals = self.supervisor.results(SESSION)
+        if self.cohorts is not None:
+            self.cohorts.close(self.supervisor)
         for one in totals:
             one.detect = None
         self._end(COMMITTER, wait_s, "the lake's last commit did not end")

@@ -57,6 +57,7 @@ class Options:
     epoch_ms: int | None = None
     keep_log: bool = False
     chaos: str | None = None
+    elastic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class BenchPlan:
     epoch_ms: int | None
     log_seconds: int = LOG_SECONDS
     log_bytes_max: int = 1 << 62
+    elastic: str | None = None  # URL of a search server
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,6 +119,7 @@ def resolve(options: Options, machine: Machine) -> BenchPlan:
         epoch_ms=options.epoch_ms,
         log_seconds=log_seconds,
         log_bytes_max=log_bytes_max,
+        elastic=options.elastic,
     )
 
 

@@ -43,6 +43,8 @@ class Measured:
     sessions_active_max: int = 0
     checkpoints: dict[str, Any] = field(default_factory=dict)  # of the session actors that ended well
     commits: dict[str, Any] = field(default_factory=dict)  # of the lake, as the last committer counted them
+    cohorts: dict[str, Any] = field(default_factory=dict)  # merged, told and sent
+    routing: dict[str, Any] = field(default_factory=dict)  # rows by route, and sinks, of the session actors that ended well
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +87,8 @@ def build_report(m: Measured) -> dict[str, Any]:
         "memory": _memory(m),
         "checkpoints": m.checkpoints,
         "commits": m.commits,
+        "cohorts": m.cohorts,
+        "routing": m.routing,
         "machine": m.machine,
         "versions": m.versions,
         "config": {"bench": m.plan.as_dict(), **m.config},

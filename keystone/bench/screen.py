@@ -103,6 +103,7 @@ def _costs(r: dict[str, Any]) -> list[str]:
         f"memory    {memory['private_max_mib']:,.0f} MiB private, {memory['rss_max_mib']:,.0f} MiB sum of RSS{state}",
     ]
     lines += _durable(r)
+    lines += _onward(r)
     if "unit" in r:
         lines.append(f"unit      u = {r['unit']['events_per_s']:,} events/s (polars, one thread): this run {r['unit']['achieved_units']:.2f} u")
     return lines
@@ -117,6 +118,19 @@ def _durable(r: dict[str, Any]) -> list[str]:
     if k:
         seen, cost = k["age_ms_max"] / 1_000, f"{k['cpu_s'] * us:.3f} us an event"
         lines.append(f"          {k['commits']:,} commits of {k['files']:,} files, {cost}, visible there after {seen:.0f} s at most")
+    return lines
+
+
+def _onward(r: dict[str, Any]) -> list[str]:
+    """Cohorts and what routes sent, with their cost."""
+    c, us = r["cohorts"], 1e6 / max(1, r["events"])
+    if not c:
+        return []
+    lines = [f"cohorts   {c['rows']:,} rows told, {c['corrections']:,} windows corrected, merged for {c['cpu_s'] * us:.3f} us an event"]
+    for part in (*r["routing"].values(), c):
+        sent = ", ".join(f"{rows:,} by {name}" for name, rows in part["routes"].items())
+        if sent:
+            lines.append(f"routes    {sent}")
     return lines
 
 

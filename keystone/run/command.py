@@ -30,6 +30,9 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
     metavar="URL|DIR|s3://...|none",
     help="Where unusable lines go.  [default: keystone-dead-letters beside a topic, else beside the lake]",
 )
+@click.option(
+    "--elastic", default=None, metavar="URL", help="Alerts, sessions and cohorts go to that search server's indices: http[s]://HOST[:9200].  [default: nowhere]"
+)
 @click.option("--session-actors", type=click.IntRange(1, 1_024), default=None, help="Processes that own partitions.  [default: by cores]")
 @click.option(
     "--from",
@@ -59,13 +62,18 @@ def run_command(**given: Any) -> None:
 
 def _run(given: dict[str, Any], config: Any, stop: Any) -> int:
     from keystone.bench.machine import usable_cores
+    from keystone.config import origin_of_routes
     from keystone.run.places import Options, resolve
     from keystone.run.screen import StoryScreen
     from keystone.run.service import Service
 
     check_target("--report", given["report"])
-    names = ("log", "lake", "actions", "dead_letters", "state", "lake_format")
-    options = Options(**{name: given[name] if given[name] is not None else getattr(config.run, name) for name in names}, begin=given["begin"])
+    names = ("log", "lake", "actions", "dead_letters", "state", "lake_format", "elastic")
+    options = Options(
+        **{name: given[name] if given[name] is not None else getattr(config.run, name) for name in names},
+        begin=given["begin"],
+        origin=origin_of_routes(given["config_file"]),
+    )
     places = resolve(options, config)
     actors = min(places.partitions, given["session_actors"] or max(1, usable_cores() - 1))
     has_story = given["story"] if given["story"] is not None else (sys.stdout.isatty() or places.actions == CONSOLE) and places.actions != NONE
@@ -126,6 +134,8 @@ def _write_report(path: Path, result: Any, places: Any, config: Any) -> None:
         "recoveries": result.recoveries,
         "checkpoints": result.checkpoints,
         "commits": result.commits,
+        "routing": result.routing,
+        "cohorts": result.cohorts,
         "failures": failures(result),
         "config": config.model_dump(mode="json"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from contextlib import closing
@@ -17,8 +18,11 @@ from keystone.errors import UsageError
 from keystone.log.embedded import EmbeddedLog
 from keystone.log.kafka import KafkaLog
 from keystone.log.url import EmbeddedUrl, KafkaUrl, LogUrl, default_log_url, open_embedded, parse_log_url
+from keystone.routes import ACTIONS, LAKE
+from keystone.routes_sources import DEAD_LETTERS
 from keystone.sinks.iceberg.places import home_of, place_of
 from keystone.sinks.lake import offsets_of
+from keystone.sinks.opening import SinksSpec, look_at_elastic, routes_of
 from keystone.store import look_at_bucket, open_bucket, open_store
 
 EARLIEST, LATEST, CHECKPOINT = "earliest", "latest", "checkpoint"
@@ -26,8 +30,8 @@ WORDS: Final = (CHECKPOINT, EARLIEST, LATEST)
 ICEBERG, PARQUET = "iceberg", "parquet"
 CONSOLE, NONE = "console", "none"
 CATALOG: Final = "catalog.db"  # of a lake that is tables
-DEAD_LETTERS: Final = "dead-letters"
-STATE, SPOOL = "state", "spool"  # in the home of a lake in a bucket
+LETTERS_DIR: Final = "dead-letters"
+STATE, SPOOL, OUTBOX = "state", "spool", "outbox"  # in the home of a lake in a bucket
 _ACTIONS_EXAMPLE: Final = "console, none, or kafka://HOST[:PORT]/keystone-actions"
 
 
@@ -42,6 +46,8 @@ class Options:
     state: str | None = None
     lake_format: str = ICEBERG
     begin: str = CHECKPOINT
+    elastic: str | None = None
+    origin: str = "keystone.toml"  # of the routes, for messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Places:
     remarks: tuple[str, ...] = ()
     lake_url: str | None = None  # of a lake in a bucket
     home_dir: Path | None = None  # of what that keeps on this machine
+    sinks: SinksSpec | None = None  # beside actions, dead letters and lake
 
     @property
     def lake(self) -> str | None:
@@ -87,6 +94,8 @@ def resolve(options: Options, config: Config) -> Places:
     if lake_url is not None:
         look_at_bucket(lake_url, makes_once=False)
     before = _state_before(state, options.begin)
+    if options.elastic is not None:
+        remarks += look_at_elastic(options.elastic, config)
     partitions, starts, log_id = _beginning(log, config, options.begin, remarks)
     _check_continuation(before, log_id, state)
     if lake_dir is not None:
@@ -101,7 +110,14 @@ def resolve(options: Options, config: Config) -> Places:
     output = OutputSpec(actions=actions, dead_letters=letters, trail=False, dead_letters_dir=letters_dir, files=files)
     output = _looked_at(output, config)
     named = str(actions) if actions is not None else (options.actions or CONSOLE)
-    return Places(log, partitions, starts, output, lake_dir, options.lake_format, state, before, named, tuple(remarks), lake_url, home_dir)
+    outbox = home_dir / OUTBOX if home_dir is not None else _beside(lake_dir, OUTBOX) or _outbox(config, f"{log}\0{options.elastic}")
+    refused = letters_dir if letters_dir is not None and "://" not in letters_dir else str(outbox / "refused")
+    without = tuple(name for name, is_there in (
+        (LAKE, options.lake is not None), (ACTIONS, options.actions != NONE), (DEAD_LETTERS, letters is not None or letters_dir is not None),
+    ) if not is_there)  # fmt: skip
+    sinks = SinksSpec(str(outbox), refused, options.elastic, without, str(log), options.origin)
+    routes_of(sinks, config)  # or a message, before anything is started
+    return Places(log, partitions, starts, output, lake_dir, options.lake_format, state, before, named, tuple(remarks), lake_url, home_dir, sinks)
 
 
 def _bucket(options: Options) -> str:
@@ -122,6 +138,11 @@ def _state(given: str | None, lake_dir: Path | None, home_dir: Path | None) -> s
         return str(home_dir / STATE)
     beside = _beside(lake_dir, "state")
     return str(beside) if beside is not None else None
+
+
+def _outbox(config: Config, what: str) -> Path:
+    """Where a run without a lake finds again what waits for its sinks."""
+    return Path(config.sinks.home_dir).expanduser() / hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def _id_of(state: str | None) -> str:
@@ -221,8 +242,8 @@ def _dead_letters(given: str | None, log: LogUrl, config: Config, lake: Path | s
 def _letters_beside(lake: Path | str | None) -> str | None:
     if isinstance(lake, str):
         prefix = lake.removeprefix("s3://").partition("/")[2]
-        return f"{lake}-{DEAD_LETTERS}" if prefix else f"{lake}/{DEAD_LETTERS}"  # beside data and metadata
-    beside = _beside(lake, DEAD_LETTERS)
+        return f"{lake}-{LETTERS_DIR}" if prefix else f"{lake}/{LETTERS_DIR}"  # beside data and metadata
+    beside = _beside(lake, LETTERS_DIR)
     return str(beside) if beside is not None else None
 
 

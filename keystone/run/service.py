@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from keystone.actors.cohort_sinks import CohortSinks, wants_cohorts
 from keystone.actors.committer import CommitterActor, CommitterSpec
 from keystone.actors.loop import BUILD_PATIENCE_S, OVER
 from keystone.actors.owned import PartitionTotals
@@ -61,6 +62,8 @@ class RunResult:
     checkpoints: dict[str, Any] = field(default_factory=dict)
     commits: dict[str, Any] = field(default_factory=dict)  # of the lake, as the committer last told
     log_metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # by actor, as it last told
+    routing: dict[str, Any] = field(default_factory=dict)  # by actor, sinks and rows by route, as they ended
+    cohorts: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def add(self, totals: SessionTotals, before: Mapping[int, PartitionTotals]) -> None:
@@ -84,6 +87,10 @@ class RunResult:
         }
         if totals.detect is not None:
             self.detect.merge(totals.detect)
+        if totals.routing:
+            self.routing[totals.name] = totals.routing
+        if totals.rows_left:
+            self.faults.append(f"{totals.name}: {totals.rows_left:,} rows for sinks are neither delivered nor on disk: the next run gives them again")
         if totals.undelivered:
             self.faults.append(f"{totals.name}: {totals.undelivered} deliveries were not acknowledged in time")
 
@@ -100,6 +107,7 @@ class Service:
         self._spec: SessionSpec
         self._rates: list[tuple[float, int, int, int]] = []  # (s, events, scenes, told)
         self._stories: dict[str, Any] = {}
+        self._cohorts: CohortSinks | None = None
 
     def run(self, screen: StoryScreen, is_stopped: Callable[[], bool], on_ray: Callable[[], None] = lambda: None) -> RunResult:
         """Start, watch, end; the result. ``on_ray``: called when Ray has started (it takes signals over)."""
@@ -132,6 +140,7 @@ class Service:
             self._started_s = time.monotonic()
             screen.say(self._headline())
             self._add_session_actors(supervisor, standbys)  # now: their start would have kept the others from theirs
+            self._cohorts = self._open_cohorts()
             self._watch(supervisor, screen, is_stopped)
             self._end(supervisor, screen, result)
         except SupervisionError as error:
@@ -144,7 +153,8 @@ class Service:
     def _headline(self) -> str:
         places = self._places
         lake = f", lake {places.lake}" if places.lake is not None else ""
-        return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors), actions to {places.actions}{lake}"
+        index = f", index {places.sinks.elastic}" if places.sinks is not None and places.sinks.elastic is not None else ""
+        return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors), actions to {places.actions}{lake}{index}"
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
         places, config = self._places, self._config
@@ -157,11 +167,16 @@ class Service:
             "", (), str(places.log), str(work_dir), state, _text(lake_dir), config, output=places.output,
             start_offsets=tuple(places.start_offsets.items()), checkpoint_bytes=room // 2, has_story=self._has_story, takes_gaps=True,
             lake_is_plain=places.lake_format == PARQUET, lake_url=places.lake_url, patience_s=BUILD_PATIENCE_S,
+            sinks=places.sinks, tells_cohorts=places.sinks is not None and wants_cohorts(config, places.sinks),
         )  # fmt: skip
         self._add_session_actors(supervisor, range(self._actors))
         if places.lake is not None:
             committing = CommitterSpec(places.lake, state, str(work_dir), config.lake, is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S)
             supervisor.add("committer", "committer", "the lake's commits", CommitterActor, committing)
+
+    def _open_cohorts(self) -> CohortSinks | None:
+        sinks = self._places.sinks
+        return CohortSinks(self._config, sinks, range(self._places.partitions)) if sinks is not None and self._spec.tells_cohorts else None
 
     def _add_session_actors(self, supervisor: Supervisor, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -173,6 +188,8 @@ class Service:
             supervisor.poll()
             self._pass_on(supervisor)
             self._tell(supervisor, screen)
+            if self._cohorts is not None:
+                self._cohorts.tick(supervisor)
             seen = self._seen(supervisor)
             screen.status(time.monotonic() - self._started_s, seen)
             if self._until_idle_s is not None and self._is_idle(supervisor, seen):
@@ -184,7 +201,7 @@ class Service:
         if not self._has_story:
             return
         scenes = supervisor.gather("session", "story", self._stories)
-        screen.tell(sorted((scene for part in scenes for scene in part), key=lambda scene: scene["at_ms"]))
+        screen.tell(sorted((scene for _, part in scenes for scene in part), key=lambda scene: scene["at_ms"]))
 
     @staticmethod
     def _pass_on(supervisor: Supervisor) -> None:
@@ -251,6 +268,7 @@ class Service:
             result.faults.append(f"the session actors did not close within {CLOSE_MAX_S:.0f} s")
         self._tell(supervisor, screen)
         self._pass_on(supervisor)
+        self._end_cohorts(supervisor, result)
         before = {partition: PartitionTotals.of(head) for partition, head in self._places.before.items()}
         totals = supervisor.results("session")
         for one in totals:
@@ -265,6 +283,13 @@ class Service:
         result.fenced_writes, result.recoveries = supervisor.fenced_writes, supervisor.recoveries
         if self._places.lake is not None:
             result.lake_rows = result.ledger.lake_rows
+
+    def _end_cohorts(self, supervisor: Supervisor, result: RunResult) -> None:
+        if self._cohorts is not None:
+            left = self._cohorts.close(supervisor)
+            result.cohorts = self._cohorts.status()
+            if left:
+                result.cohorts["left"] = left
 
     def _end_commits(self, supervisor: Supervisor, result: RunResult, totals: Sequence[SessionTotals]) -> None:
         """The committer ends last: it takes what the last checkpoints name."""

@@ -100,11 +100,11 @@ class CohortRows:
     """Merged cohort rows (SPEC 4), none of a single partition.
 
     Columns: ``window_start_ms window_ms``, dimensions (absent or null = all), sums, and ``startup_ms_p50 startup_ms_p95`` where known.
-    ``revision``: of these values, at least 0; it rises when a window is said again.
+    ``revision``: of these values, at least 0; it rises when a window is said again. A column ``revision`` says it of each row instead.
     """
 
     table: pa.Table
-    revision: int
+    revision: int = 0
     kind: str = COHORTS
 
     @property
@@ -116,9 +116,9 @@ class CohortRows:
         return int(self.table.nbytes)
 
     def documents(self, start: int, stop: int) -> list[Document]:
-        return [self._document(row) for row in self.table.slice(start, stop - start).to_pylist()]
+        return [self._document(row, row.get("revision", self.revision)) for row in self.table.slice(start, stop - start).to_pylist()]
 
-    def _document(self, row: dict[str, Any]) -> Document:
+    def _document(self, row: dict[str, Any], revision: int) -> Document:
         window_start_ms, window_ms = row["window_start_ms"], row["window_ms"]
         named = [name for name in COHORT_DIMENSIONS if row.get(name) is not None]
         body = {
@@ -126,12 +126,12 @@ class CohortRows:
             "cohort": "+".join(sorted(named)) or "all",
             "window_start_ms": window_start_ms,
             "window_ms": window_ms,
-            "revision": self.revision,
+            "revision": revision,
             **{name: row[name] for name in (*named, *COHORT_SUMS, "startup_ms_p50", "startup_ms_p95") if row.get(name) is not None},
             **ratios(row),
         }
         values = [part for name in named for part in (name, row[name])]
-        return Document(COHORTS, _id_of(str(window_start_ms), str(window_ms), *values), window_start_ms // DAY_MS, orjson.dumps(body), self.revision)
+        return Document(COHORTS, _id_of(str(window_start_ms), str(window_ms), *values), window_start_ms // DAY_MS, orjson.dumps(body), revision)
 
 
 def ratios(sums: dict[str, Any]) -> dict[str, float]:

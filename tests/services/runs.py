@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import psutil
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
+from keystone.log.embedded import EmbeddedLog
+from tests.dirty import dirty_text
 from tests.lakes import rows_of, session_rows
 from tests.rdkafka import CONSUMING, WAIT_S_MAX, Confluent, Pair, create_topic
 from tests.reference import DIMENSIONS, INTS, LogRecord, ReferenceSessions, Result, decode_line, parse_json, partition_of, reference_log
@@ -253,6 +255,22 @@ def frames(text: bytes, partitions: int, lines: Sequence[int]) -> Iterator[tuple
     for partition, rest in held.items():
         if rest:
             yield partition, b"\n".join(rest)
+
+
+class Appending:
+    """A log of segment files, written part by part."""
+
+    PARTITIONS = 4
+
+    def __init__(self, folder: Path) -> None:
+        self.log = EmbeddedLog.create(folder, partitions=self.PARTITIONS, segment_bytes=4 << 20, retention_bytes=64 << 20)
+        self._writers = [self.log.writer(p) for p in range(self.PARTITIONS)]
+        self.records: dict[int, list[LogRecord]] = {p: [] for p in range(self.PARTITIONS)}
+        self.url = f"embedded:{folder}"
+
+    def write(self, seed: int, events: int = 1_500) -> None:
+        for partition, value in frames(dirty_text(seed, events), self.PARTITIONS, lines=(1, 7, 20)):
+            self.records[partition].append(LogRecord(value, *self._writers[partition].append(value)))
 
 
 # --- what must come out --------------------------------------------------------------------------------------------------

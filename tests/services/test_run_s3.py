@@ -18,8 +18,7 @@ import pytest
 from keystone.config import LakeConfig
 from keystone.log.embedded import EmbeddedLog
 from keystone.sinks.iceberg.tables import LakeTables
-from tests.dirty import dirty_text
-from tests.reference import LogRecord, Result
+from tests.reference import Result
 from tests.s3_faults import S3Proxy
 from tests.s3_fixtures import set_variables
 from tests.s3_server import SECRET_KEY, S3Server
@@ -27,22 +26,8 @@ from tests.services import runs
 from tests.services.runs import QUICK, ROOT, Command
 
 pytestmark = pytest.mark.slow
-PARTITIONS = 4
+PARTITIONS = runs.Appending.PARTITIONS
 OFTEN = {**QUICK, "checkpoint.interval_ms": 500, "lake.commit_interval_ms": 500}
-
-
-class Appending:
-    """A log of segment files, written part by part."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = EmbeddedLog.create(folder, partitions=PARTITIONS, segment_bytes=4 << 20, retention_bytes=64 << 20)
-        self._writers = [self.log.writer(p) for p in range(PARTITIONS)]
-        self.records: dict[int, list[LogRecord]] = {p: [] for p in range(PARTITIONS)}
-        self.url = f"embedded:{folder}"
-
-    def write(self, seed: int, events: int = 1_500) -> None:
-        for partition, value in runs.frames(dirty_text(seed, events), PARTITIONS, lines=(1, 7, 20)):
-            self.records[partition].append(LogRecord(value, *self._writers[partition].append(value)))
 
 
 def letters_of(s3: S3Server, bucket: str, prefix: str) -> runs.Rows:
@@ -66,7 +51,7 @@ def assert_proven(lake: str, log: str, expected: Result) -> None:
 @pytest.mark.ray
 def test_everything_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # as in tests/conformance/test_iceberg_readers.py
-    log, lake = Appending(tmp_path / "log"), f"s3://{bucket}/lake"
+    log, lake = runs.Appending(tmp_path / "log"), f"s3://{bucket}/lake"
     words = ("run", "--log", log.url, "--lake", lake, "--state", f"s3://{bucket}/state", "--no-story", "--report", str(tmp_path / "report.json"))
     log.write(0)
     first = runs.command(*words, "--until-idle", "2", *runs.settings(OFTEN))
@@ -106,7 +91,7 @@ def test_a_server_that_is_frozen_then_killed_then_back(own_s3: S3Server, tmp_pat
     """The state is on this machine: alerts are said meanwhile. Then the lake catches up, exact."""
     set_variables(monkeypatch, own_s3.env())
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    log, lake = Appending(tmp_path / "log"), f"s3://{own_s3.make_bucket('bucket')}/lake"
+    log, lake = runs.Appending(tmp_path / "log"), f"s3://{own_s3.make_bucket('bucket')}/lake"
     log.write(0)
     words = ("run", "--log", log.url, "--lake", lake, "--no-story", "--until-idle", "3", *runs.settings(OFTEN))
     with Command(*words) as run:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "keystone"
 
-COHORTS = {"qoe", "qoe_rows", "qoe_merge", "cohort_snapshot", "cohort_state"}
+COHORTS = {"qoe", "qoe_bytes", "qoe_rows", "qoe_merge", "cohort_snapshot", "cohort_state"}
 
 #: From the bottom up. A module may import from its own layer and from those before it.
 LAYERS = (

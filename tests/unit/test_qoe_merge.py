@@ -55,10 +55,10 @@ def fed(merge: CohortMerge, *parts: list[CohortPartial], passed_ms: int) -> pl.D
 
 
 def last_of(tables: list[pl.DataFrame]) -> pl.DataFrame:
-    """What an index holds that keeps the last row of each key."""
-    table = pl.concat(tables)
+    """What an index holds that keeps the row of the highest revision of each key, the first where they are equal."""
+    table = pl.concat(tables).sort("revision", descending=True, maintain_order=True)
     keys = table.columns[:8]
-    return table.group_by(keys, maintain_order=True).last()
+    return table.group_by(keys, maintain_order=True).first()
 
 
 END = NOW + 240_000
@@ -74,7 +74,7 @@ def test_windows_come_out_once_when_all_have_passed_them() -> None:
         out.append(fed(merge, passed_ms=NOW + second * 1_000))
         assert (out[-1]["window_start_ms"] + out[-1]["window_ms"] == NOW + second * 1_000).all()
     every = pl.concat(out)
-    assert every["revision"].max() == 0
+    assert every.filter(pl.col("window_ms") == 1_000)["revision"].is_between(1, PARTITIONS).all()
     assert_told(every, expected_of(events, end=END - 1))
     assert merge.counters.rows == every.height
     assert fed(merge, passed_ms=END).height == 0
@@ -101,7 +101,10 @@ def test_a_partition_behind_is_waited_for_then_corrects() -> None:
     assert (second["window_start_ms"] + second["window_ms"]).is_between(NOW, END - 10_000).all()
     late = fed(merge, parts[2], passed_ms=END)
     corrected = late.filter(pl.col("window_start_ms") + pl.col("window_ms") <= END - 10_000)
-    assert set(corrected["revision"]) == {0, 1}  # 0: of windows in which nobody else had anything to tell
+    told = pl.concat([first, second]).select("window_start_ms", "window_ms", pl.col("revision").alias("before")).unique()
+    both = corrected.join(told, on=["window_start_ms", "window_ms"])
+    assert both.height > 0
+    assert (both["revision"] > both["before"]).all()
     assert merge.counters.corrections > 0
     assert_told(last_of([first, second, late]).drop("revision"), expected_of(events, end=END - 1))
 
@@ -136,7 +139,8 @@ def test_what_is_told_otherwise_replaces_and_what_is_gone_is_told_as_nothing() -
     again = merge.emit()
     after = by_key(again)
     key = (NOW, 60_000, (None, None, "a", None, None, None))
-    assert (before[key]["attempts"], after[key]["attempts"], after[key]["revision"]) == (1, 0, 1)
+    assert (before[key]["attempts"], after[key]["attempts"]) == (1, 0)
+    assert after[key]["revision"] > before[key]["revision"]
     assert after[NOW, 60_000, (None,) * 6]["attempts"] == 1
     merge.take(runs[1])
     assert merge.emit().height == 0
@@ -177,3 +181,28 @@ def test_nothing_comes_of_nothing(partitions: list[int]) -> None:
     merge = CohortMerge(CohortsConfig(), partitions)
     assert merge.emit().height == 0
     assert merge.finish().columns == merge.emit().columns
+
+
+def test_a_merge_begun_anew_makes_nothing_worse() -> None:
+    events = story(3)
+    parts = partials_of(events, END)
+    whole = CohortMerge(CohortsConfig(), range(PARTITIONS))
+    before = fed(whole, *parts, passed_ms=END)
+    anew = CohortMerge(CohortsConfig(lateness_max_ms=1), range(PARTITIONS))
+    out = [before]
+    for number in (2, 0, 1):
+        anew.take(parts[number], {number: END})
+        out.append(anew.emit())
+    assert any(table.height for table in out[1:])
+    assert_told(last_of(out).drop("revision"), expected_of(events, end=END - 1))
+
+
+def test_what_the_slowest_partition_has_not_passed_is_held() -> None:
+    events = story()
+    parts = partials_of(events, END)
+    merge = CohortMerge(CohortsConfig(windows_held=120, lateness_max_ms=1_000), range(PARTITIONS))
+    merge.take([*parts[0], *parts[1]], {0: END + 900_000, 1: END + 900_000, 2: NOW})
+    out = [merge.emit()]
+    out.append(fed(merge, parts[2], passed_ms=END + 900_000))
+    assert merge.counters.late_rows == 0
+    assert_told(last_of(out).drop("revision"), expected_of(events, end=END - 1))

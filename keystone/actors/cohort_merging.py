@@ -1,0 +1,103 @@
+"""The cohorts of all partitions, added up beside a run: fetched from session actors, merged in a thread, told to sinks.
+
+It is stateless: begun anew, it fetches what the desks of the session actors still have, and what it then tells again under a lower
+revision changes nothing at the receivers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+import polars as pl
+
+from keystone.actors.cohort_desk import Fetched, partials_of
+from keystone.config import CohortsConfig
+from keystone.errors import CheckpointDamaged
+from keystone.logs import get
+from keystone.qoe_merge import CohortMerge
+
+TELL_EVERY_S: Final = 1.0  # rows are of 1 s at least
+WAITING_MAX: Final = 1_000  # answers not merged yet: nobody is asked while there are so many
+
+OnRows = Callable[[pl.DataFrame], None]
+
+log = get(__name__)
+
+
+class Asking(Protocol):
+    """What knows the session actors (``supervisor.Supervisor``)."""
+
+    def gather(self, kind: str, method: str, pending: dict[str, Any], arguments: Mapping[str, tuple[Any, ...]] | None = None) -> list[tuple[str, Any]]: ...
+
+
+class CohortMerging:
+    """``on_rows`` gets new and corrected rows (``qoe_merge.CohortMerge.emit``), from one thread. Any other may ``ask`` and ``close``."""
+
+    def __init__(self, config: CohortsConfig, partitions: Iterable[int], on_rows: OnRows) -> None:
+        self._merge = CohortMerge(config, partitions)
+        self._on_rows = on_rows
+        self._cursors: dict[str, tuple[str, int]] = {}
+        self._pending: dict[str, Any] = {}
+        self._waiting: list[Fetched] = []
+        self._changed = threading.Condition()
+        self._is_ending = False
+        self._cpu_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="cohorts", daemon=True)
+        self._thread.start()
+
+    def ask(self, supervisor: Asking) -> None:
+        """Take what session actors answered, and ask them again; waits for nobody."""
+        with self._changed:
+            if len(self._waiting) > WAITING_MAX:
+                return
+        arguments = {name: (cursor,) for name, cursor in self._cursors.items()}
+        for name, fetched in supervisor.gather("session", "cohorts", self._pending, arguments):
+            if fetched is not None:
+                self.take(name, fetched)
+
+    def take(self, name: str, fetched: Fetched) -> None:
+        """What the actor ``name`` answered."""
+        self._cursors[name] = fetched.cursor
+        with self._changed:
+            self._waiting.append(fetched)
+
+    def close(self, limit_s: float) -> bool:
+        """Merge and tell everything that was fetched, complete or not; False where that takes longer."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify()
+        self._thread.join(limit_s)
+        return not self._thread.is_alive()
+
+    def status(self) -> dict[str, Any]:
+        """Counters, and what is held."""
+        counters = self._merge.counters
+        return {
+            "rows": counters.rows, "corrections": counters.corrections, "late_rows": counters.late_rows, "forced": counters.forced,
+            "windows_held": self._merge.windows, "rows_held": self._merge.rows_held, "cpu_s": round(self._cpu_s, 3),
+        }  # fmt: skip
+
+    def _run(self) -> None:
+        is_ending = False
+        while not is_ending:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_ending, TELL_EVERY_S)
+                is_ending, waiting, self._waiting = self._is_ending, self._waiting, []
+            try:
+                self._tell(waiting, is_last=is_ending)
+            except Exception:  # a defect with one answer must not end the rows of all
+                log.exception("cohorts could not be added up")
+            self._cpu_s = time.thread_time()
+
+    def _tell(self, waiting: list[Fetched], *, is_last: bool) -> None:
+        for fetched in waiting:
+            try:
+                self._merge.take(partials_of(fetched), fetched.passed_ms)
+            except CheckpointDamaged as error:
+                log.warning("a session actor's cohorts cannot be read", reason=str(error))
+        rows = self._merge.finish() if is_last else self._merge.emit()
+        if rows.height:
+            self._on_rows(rows)
