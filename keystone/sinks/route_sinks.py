@@ -47,6 +47,13 @@ def sink_rules(available: Collection[str], *, log: str | None = None) -> dict[st
     }
 
 
+def sinks_of_run(*, log: str | None, lake: str | None, elastic: str | None, actions: str | None, dead_letters: str | None) -> frozenset[str]:
+    """Which of the sinks that a run may lack there are, by its options: what they are left out for is chosen by the log and the lake, as ``run`` does."""
+    has_letters = dead_letters != NONE if dead_letters is not None else lake is not None or (log or "").startswith(KAFKA_SCHEME)
+    there = {ELASTIC: elastic is not None, LAKE: lake is not None, ACTIONS: actions != NONE, DEAD_LETTERS: has_letters}
+    return frozenset(kind for kind, is_there in there.items() if is_there)
+
+
 def _path(text: str) -> str:
     if not text.strip() or text.endswith("/") or Path(text).is_dir():
         raise UsageError(f"file:{text}: names no file: write it as file:PATH, such as file:/var/tmp/vip.ndjson")
