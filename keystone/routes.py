@@ -21,7 +21,7 @@ import polars as pl
 
 from keystone.config import CohortsConfig, RouteConfig
 from keystone.errors import UsageError
-from keystone.routes_check import FAILURES, FLAG, NUMBER, TEXT, WHOLE, Output, column_of, kind_of, plan_of, select_of, where_of, with_all
+from keystone.routes_check import FAILURES, FLAG, NUMBER, TEXT, WHOLE, Computed, Output, kind_of, plan_of, select_of, where_of
 from keystone.routes_sources import ALERTS, COHORTS, DEAD_LETTERS, EVENTS, SESSIONS, SOURCES, Schema, schemas
 from keystone.routes_words import SqlError, place_of
 
@@ -92,8 +92,9 @@ class Route:
     sink: Target
     schema_in: Schema
     is_default: bool
-    condition: pl.Expr | None = None
+    condition: Computed | None = None
     outputs: tuple[Output, ...] | None = None
+    shape: Computed | None = None  # the expressions of ``outputs``
     errors: dict[str, int] = field(default_factory=dict)
     last_error: str = ""
 
@@ -147,12 +148,12 @@ class Route:
 
     def _holds(self, frame: pl.DataFrame) -> pl.DataFrame:
         assert self.condition is not None  # noqa: S101 - by who calls
-        return column_of(frame, self.condition.fill_null(value=False)).to_frame()
+        return self.condition.of(frame)
 
     def _shaped(self, frame: pl.DataFrame) -> pl.DataFrame:
-        outputs = self.outputs or ()
-        made = with_all(frame, [output.expression for output in outputs])
-        made.columns = [output.name for output in outputs]
+        assert self.shape is not None  # noqa: S101 - by who calls
+        made = self.shape.of(frame)
+        made.columns = list(self.schema)
         return made
 
     def _careful(self, frame: pl.DataFrame, work: Callable[[pl.DataFrame], pl.DataFrame], part: str) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
@@ -253,6 +254,7 @@ def _compiled(config: RouteConfig, sinks: Mapping[str, SinkRule], schema: Schema
             outputs = select_of(config.select, schema, star, (config.source, "self"))
             _check_fields(config, outputs, target, fields)
             route.outputs = tuple(outputs)
+            route.shape = Computed.made(schema, [output.expression for output in outputs])
     except SqlError as error:
         raise _Mistake(f"{part}, {error}") from None
     return route

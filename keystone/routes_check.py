@@ -7,9 +7,10 @@ told at start, at the smallest part of the SQL that fails; what gives other valu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import polars as pl
 from polars.exceptions import PanicException
@@ -50,13 +51,13 @@ class Output(NamedTuple):
     at: int
 
 
-def where_of(sql: str, schema: Schema) -> pl.Expr:
-    """The condition. ``SqlError`` says what is wrong with it, and where."""
+def where_of(sql: str, schema: Schema) -> Computed:
+    """The condition, true or false and never null. ``SqlError`` says what is wrong with it, and where."""
     node = parse_where(sql, tuple(schema))
     expression, dtype = _tried(sql, node, _samples(schema))
     if dtype != pl.Boolean:
         raise SqlError(sql, node.at, f"{node.text[:60]} is {_said(dtype)}, and a condition is true or false: compare it with something")
-    return expression
+    return Computed.made(schema, [expression.fill_null(value=False)])
 
 
 def select_of(sql: str, schema: Schema, star: tuple[str, ...], names: tuple[str, ...]) -> list[Output]:
@@ -78,6 +79,8 @@ def select_of(sql: str, schema: Schema, star: tuple[str, ...], names: tuple[str,
 
 
 def _output(sql: str, item: Item, node: Node, schema: Schema) -> Output:
+    if node.name is not None:
+        return Output(item.name, pl.col(node.name), schema[node.name], item.at)
     expression, dtype = _tried(sql, node, _samples(schema))
     if kind_of(dtype) is None:
         raise SqlError(sql, item.at, f"{node.text[:60]} is {_said(dtype)}, which no sink takes: CAST(... AS VARCHAR), or another type")
@@ -91,19 +94,19 @@ def _tried(sql: str, node: Node, frame: pl.DataFrame) -> tuple[pl.Expr, pl.DataT
         found = _evaluated(node, frame)
     except FAILURES as error:
         part, reason = _smallest(node, frame, error)
-        _check_flags(sql, part, frame.clear())
+        _check_flags(sql, part, frame.schema)
         raise SqlError(sql, part.at, f"{part.text[:100]}: {_told(part, frame, reason)}") from None
-    _check_flags(sql, node, frame.clear())
+    _check_flags(sql, node, frame.schema)
     return found
 
 
-def _check_flags(sql: str, node: Node, none: pl.DataFrame) -> None:
+def _check_flags(sql: str, node: Node, schema: Mapping[str, pl.DataType]) -> None:
     """Polars takes numbers for flags and flags for texts, here and there: mistakes, most likely."""
     for part in node.parts:
-        _check_flags(sql, part, none)
+        _check_flags(sql, part, schema)
     is_logic = node.operator in ("NOT", "AND", "OR")
     if is_logic or node.operator in COMPARISONS:
-        dtypes = [column_of(none, pl.sql_expr(part.sql)).dtype for part in node.parts]
+        dtypes = [_dtype_of(part, schema) for part in node.parts]
         strange = [(part, dtype) for part, dtype in zip(node.parts, dtypes, strict=True) if dtype not in (pl.Boolean, pl.Null)]
         if is_logic and strange:
             part, dtype = strange[0]
@@ -115,29 +118,45 @@ def _check_flags(sql: str, node: Node, none: pl.DataFrame) -> None:
 def _evaluated(node: Node, frame: pl.DataFrame) -> tuple[pl.Expr, pl.DataType]:
     """The expression and its type. Raises what Polars raises, or ``ValueError`` where a row alone gives another value."""
     expression = pl.sql_expr(node.sql)
-    together = column_of(frame, expression)
-    none = column_of(frame.clear(), expression)
-    alone = pl.concat([column_of(frame.slice(row, 1), expression) for row in range(frame.height)])
-    if together.dtype != none.dtype or not together.equals(alone, null_equal=True):
+    computed = Computed.made(frame.schema, [expression])
+    together = computed.of(frame).to_series()
+    dtype = computed.of(frame.clear()).to_series().dtype
+    alone = pl.concat([computed.of(frame.slice(row, 1)).to_series() for row in range(frame.height)])
+    if together.dtype != dtype or not together.equals(alone, null_equal=True):
         raise ValueError("gives other values for a row alone than for several rows, and a route looks at one row at a time")
-    return expression, none.dtype
+    return expression, dtype
 
 
-def column_of(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:
-    """The values of an expression, one a row also where it is a literal."""
-    return with_all(frame, [expression]).to_series()
+def _dtype_of(node: Node, schema: Mapping[str, pl.DataType]) -> pl.DataType:
+    """Of a node that was evaluated before."""
+    return Computed.made(schema, [pl.sql_expr(node.sql)]).of(pl.DataFrame(schema=schema)).to_series().dtype
 
 
-def with_all(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
-    """The values of expressions, named by a NUL and their number; of a row alone the same as among others.
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Expressions that give the same for a row alone as among others.
 
     For Polars a column that has one value, or is known to repeat it, is a scalar: that it divides by a number, while it multiplies a column
-    with the number's inverse, which differs in the last bit. So a null is put behind a row that is alone, and every column is made a real one.
+    with the number's inverse, which differs in the last bit. So a row of nulls is put behind a row that is alone, and every column is made a real one.
     """
-    rows = frame if frame.height != 1 else pl.concat([frame, frame.clear(1)])
-    rows = pl.DataFrame(rows.rechunk().get_columns())
-    made = rows.with_columns(expression.alias(f"\0{place}") for place, expression in enumerate(expressions))
-    return made.select(f"\0{place}" for place in range(len(expressions))).head(frame.height)
+
+    expressions: tuple[pl.Expr, ...]
+    names: tuple[str, ...]  # of the columns that they need, one at least: literals are given as many times as there are rows
+    nulls: pl.DataFrame  # a row of these
+
+    @classmethod
+    def made(cls, schema: Mapping[str, pl.DataType], expressions: Sequence[pl.Expr]) -> Self:
+        used = dict.fromkeys(name for expression in expressions for name in expression.meta.root_names())
+        names = tuple(used) or (next(iter(schema)),)
+        return cls(tuple(expressions), names, pl.DataFrame({name: [None] for name in names}, schema={name: schema[name] for name in names}))
+
+    def of(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The values, a column an expression, named by a NUL and their number."""
+        rows = frame[list(self.names)]
+        rows = rows if frame.height != 1 else rows.vstack(self.nulls)
+        rows = pl.DataFrame(rows.rechunk().get_columns())
+        made = rows.with_columns(expression.alias(f"\0{place}") for place, expression in enumerate(self.expressions))
+        return made[[f"\0{place}" for place in range(len(self.expressions))]].head(frame.height)
 
 
 def _smallest(node: Node, frame: pl.DataFrame, error: BaseException) -> tuple[Node, BaseException]:
@@ -154,7 +173,7 @@ def _told(node: Node, frame: pl.DataFrame, error: BaseException) -> str:
     """Why, in one line: Polars' first, and what is there."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     first = first.replace(node.sql, node.text)[:200]
-    kinds = [f"{part.text[:40]} is {_said(_evaluated(part, frame)[1])}" for part in node.parts]
+    kinds = [f"{part.text[:40]} is {_said(_dtype_of(part, frame.schema))}" for part in node.parts]
     return f"{first} ({', '.join(kinds)})" if kinds else first
 
 
@@ -178,11 +197,11 @@ def _sample_frame(columns: tuple[tuple[str, pl.DataType], ...]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def plan_of(schema: Schema, condition: pl.Expr | None, outputs: Sequence[Output] | None) -> str:
+def plan_of(schema: Schema, condition: Computed | None, outputs: Sequence[Output] | None) -> str:
     """What Polars makes of a route, in its own words."""
     frame = pl.LazyFrame(schema=schema)
     if condition is not None:
-        frame = frame.filter(condition)
+        frame = frame.filter(condition.expressions)
     if outputs is not None:
         frame = frame.select(output.expression.alias(output.name) for output in outputs)
     return frame.explain()

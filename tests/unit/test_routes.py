@@ -11,6 +11,7 @@ from keystone.config import RouteConfig
 from keystone.errors import UsageError
 from keystone.events import ALERT_LOOP, DIMENSIONS, Alert, DeadLetter
 from keystone.routes import DEFAULT_ROUTES, SINKS_TEXT, Route, Routes, compile_routes
+from keystone.routes_check import Computed
 from keystone.routes_sources import (
     ALERT_SCHEMA,
     ALERTS,
@@ -182,7 +183,7 @@ def _failing(bad_seq):
         return series > 2
 
     made = route(where="seq > 2")
-    made.condition = pl.col("seq").map_batches(check, return_dtype=pl.Boolean)
+    made.condition = Computed.made(ALERT_SCHEMA, [pl.col("seq").map_batches(check, return_dtype=pl.Boolean)])
     return made
 
 
