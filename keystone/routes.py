@@ -11,6 +11,7 @@ Pure: sinks are known here by their rules only (``keystone/sinks/route_sinks.py`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -271,7 +272,8 @@ def _target(sink: str, sinks: Mapping[str, SinkRule]) -> Target:
                 return Target(kind, look_at(place) if look_at is not None else place)
             except UsageError as error:
                 raise _Mistake(f"sink: {error}") from None
-    raise _Mistake(f"sink, column 1: there is no sink {sink[:100]!r}: write {SINKS_TEXT}")
+    shown = re.sub("//[^/]*@", "//...@", sink)  # a password, perhaps
+    raise _Mistake(f"sink, column 1: there is no sink {shown[:100]!r}: write {SINKS_TEXT}")
 
 
 def _check_rule(config: RouteConfig, target: Target, rule: SinkRule) -> None:

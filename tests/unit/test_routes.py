@@ -299,6 +299,7 @@ def test_mistakes_in_select_are_one_line_with_the_place(sql, message):
     ("given", "message"),
     [
         ({"sink": "elstic"}, f"sink, column 1: there is no sink 'elstic': write {SINKS_TEXT}"),
+        ({"sink": "https://me:secret@host/x"}, "sink, column 1: there is no sink 'https://...@host/x': write "),
         ({"source": "events", "sink": "elastic"}, "sink: elastic takes no events, only alerts, sessions, cohorts"),
         ({"source": "cohorts", "sink": "lake"}, "sink: lake takes no cohorts, only events, alerts, sessions"),
         ({"sink": "lake", "where": "TRUE"}, "where: lake takes alerts without where: it holds every accepted row, whole, and is checked for that"),
