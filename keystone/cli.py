@@ -19,6 +19,7 @@ COMMANDS = {
     "elastic": ("keystone.run.elastic:elastic_command", "Set up, thin out or check the indices of a search server."),
     "lake": ("keystone.run.lake:lake_command", "Look at a lake's tables, prove what they hold, keep them small."),
     "replay": ("keystone.replay:replay_command", "Run files of events through the engine as fast as it goes."),
+    "routes": ("keystone.run.routes:routes_command", "Check the routes to the sinks, explain them, see what they would send."),
     "run": ("keystone.run.command:run_command", "Read a log, find buffering loops, send bitrate downgrades."),
     "score": ("keystone.run.score:score_command", "Compare a topic's actions with a simulation's truth."),
     "simulate": ("keystone.run.simulate:simulate_command", "Send simulated devices' events to a log."),

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from keystone.errors import UsageError
 
@@ -232,6 +232,32 @@ class ElasticConfig(_Frozen, hide_input_in_errors=True):
     dead_node_ms: Positive = 10_000  # that a node without an answer is passed over, while others answer
 
 
+class RouteConfig(_Frozen):
+    """A way of rows from a source to a sink (``keystone/routes.py``): which rows, which columns, where to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
+    source: Literal["events", "alerts", "sessions", "cohorts", "dead_letters"] = Field(alias="from")
+    where: str | None = None  # SQL: a condition; none: every row
+    select: str | None = None  # SQL: a list of columns; none: all
+    sink: Annotated[str, Field(min_length=1, max_length=1_000)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_keys(cls, given: object) -> object:
+        known = ("name", "from", "where", "select", "sink")
+        if not isinstance(given, Mapping):
+            raise ValueError("must be a table: write [[routes]] on a line of its own, name, from and sink below")  # noqa: TRY004 - a message for people
+        for key in given:
+            if key not in (*known, "source"):
+                raise ValueError(f"has {key}, which is no key of a route: {_advice(str(key), known)}")
+        for key in ("name", "from", "sink"):
+            if key not in given and not (key == "from" and "source" in given):
+                raise ValueError(f"lacks {key}: a route has name, from and sink, and may have where and select")
+        return given
+
+
 class Config(_Frozen, hide_input_in_errors=True):
     session: SessionConfig = SessionConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -243,6 +269,14 @@ class Config(_Frozen, hide_input_in_errors=True):
     cohorts: CohortsConfig = CohortsConfig()
     sinks: SinksConfig = SinksConfig()
     elastic: ElasticConfig = ElasticConfig()
+    routes: Annotated[tuple[RouteConfig, ...], Field(max_length=100)] = ()  # beside the default ones; each is looked at for every batch of its source
+
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _are_tables(cls, routes: object) -> object:
+        if not isinstance(routes, list | tuple):
+            raise ValueError("must be a list of tables: write [[routes]], in two brackets, above each")  # noqa: TRY004 - a message for people
+        return routes
 
 
 def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -270,6 +304,13 @@ def load(path: Path | str | None = None, env: Mapping[str, str] | None = None, f
         raise UsageError(_explain(error, origins)) from None
     _check_together(config, origins)
     return config
+
+
+def origin_of_routes(path: Path | str | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Where ``load`` finds the routes, for messages."""
+    env = os.environ if env is None else env
+    variable = variable_of("routes")
+    return variable if variable in env else str(path or env.get("KEYSTONE_CONFIG") or DEFAULT_PATH)
 
 
 def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

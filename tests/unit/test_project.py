@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/glossary.md",
     "docs/lake.md",
     "docs/operations.md",
+    "docs/routes.md",
     "benchmarks/README.md",
 )
 PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
