@@ -10,10 +10,11 @@ import orjson
 import pytest
 
 from keystone.config import ElasticConfig
-from keystone.sinks.base import KINDS, RawSink
+from keystone.sinks.base import RawSink
 from keystone.sinks.elastic import ElasticRows
 from keystone.sinks.elastic_admin import setup
 from keystone.sinks.elastic_http import Nodes
+from keystone.sinks.elastic_schema import INDEXED_KINDS
 from keystone.sinks.memory import MemoryRows
 from keystone.sinks.ndjson_rows import NdjsonRows
 from tests.search_server import SearchServer
@@ -77,7 +78,7 @@ class ElasticPlace:
         return {hit["_id"]: hit["_version"] if kind == "cohorts" and hit["_version"] > 1 else -1 for hit in hits}
 
     def clear(self) -> None:
-        for kind in KINDS:
+        for kind in INDEXED_KINDS:
             for row in self.server.call("GET", f"/_cat/indices/keystone-{kind}-*?format=json&h=index"):
                 self.server.call("DELETE", f"/{row['index']}")
 
@@ -96,6 +97,8 @@ class TestNdjsonRows(SinkSuite):
 
 @pytest.mark.search
 class TestElasticRows(SinkSuite):
+    kinds = INDEXED_KINDS
+
     @pytest.fixture
     def place(self, search: SearchServer) -> Iterator[ElasticPlace]:
         made = ElasticPlace(search)

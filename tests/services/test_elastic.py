@@ -16,15 +16,15 @@ from click.testing import CliRunner
 
 from keystone.cli import cli
 from keystone.config import ElasticConfig, SinksConfig
-from keystone.errors import SinkBusy
+from keystone.errors import SinkBusy, UsageError
 from keystone.events import DIMENSIONS, Alert
 from keystone.session_records import SESSION_SCHEMA
-from keystone.sinks.base import DAY_MS, KINDS, Document, Outcome, Refused
+from keystone.sinks.base import DAY_MS, Document, Outcome, Refused
 from keystone.sinks.documents import AlertRows, CohortRows, SessionRows
 from keystone.sinks.elastic import ElasticRows
 from keystone.sinks.elastic_admin import retain, setup, unready
 from keystone.sinks.elastic_http import Nodes
-from keystone.sinks.elastic_schema import FIELDS, day_of, template_name
+from keystone.sinks.elastic_schema import FIELDS, INDEXED_KINDS, day_of, template, template_name
 from keystone.sinks.shell import BufferedSink
 from tests.fault_proxy import Fault, FaultProxy
 from tests.search_server import SearchServer, can_run
@@ -50,7 +50,7 @@ def alerts(first: int, count: int) -> AlertRows:
 
 
 def clear(server: SearchServer) -> None:
-    for kind in KINDS:
+    for kind in INDEXED_KINDS:
         for row in server.call("GET", f"/_cat/indices/keystone-{kind}-*?format=json&h=index"):
             server.call("DELETE", f"/{row['index']}")
 
@@ -81,7 +81,7 @@ def server(search: SearchServer) -> Iterator[SearchServer]:
 # --- setup, retention, commands ---------------------------------------------------------------------------------------
 def test_setup_installs_updates_and_then_changes_nothing(search: SearchServer) -> None:
     clear(search)
-    for kind in KINDS:
+    for kind in INDEXED_KINDS:
         if not unready(Nodes(search.url, BRIEF)):
             search.call("DELETE", f"/_index_template/{template_name(kind)}")
     nodes = Nodes(search.url, BRIEF)
@@ -90,13 +90,44 @@ def test_setup_installs_updates_and_then_changes_nothing(search: SearchServer) -
     list(setup(nodes))
     assert unready(nodes) == []
     ElasticRows(nodes).send_batch(alerts(0, 1).documents(0, 1))
-    old = search.call("GET", f"/_index_template/{template_name('alerts')}")["index_templates"][0]["index_template"]
-    search.call("PUT", f"/_index_template/{template_name('alerts')}", {**old, "_meta": {"digest": "older"}})
-    assert unready(nodes) == ["the template keystone-alerts is another version's"]
-    lines = list(setup(nodes))
-    assert lines[0] == "keystone-alerts: updated, for keystone-alerts-*"
-    assert lines[1].endswith("brought up to its template")
-    assert [line.rpartition(": ")[2] for line in setup(nodes)] == ["is there already"] * 3
+    assert [line.rpartition(": ")[2] for line in setup(nodes)] == ["is there already, version 1"] * 3
+
+
+def test_setup_goes_up_from_older_versions_and_never_down(server: SearchServer) -> None:
+    nodes, path, wanted = Nodes(server.url, BRIEF), f"/_index_template/{template_name('alerts')}", template("alerts")
+    older = wanted | {"version": 0, "_meta": {"digest": "older"}}
+    older["template"] = {"settings": {}, "mappings": {"dynamic": "strict", "properties": {"seq": {"type": "long"}}}}
+    server.call("PUT", path, older)
+    server.call("PUT", "/keystone-alerts-2026.11.01", {})
+    server.call("PUT", "/keystone-alerts-2026.11.02", {})
+    server.call("PUT", "/keystone-alerts-mine", {})
+    assert unready(nodes) == ["the template keystone-alerts is an older version's"]
+    server.call("PUT", path, wanted)  # a setup that was killed here
+    assert list(setup(nodes))[:3] == [
+        "keystone-alerts: is there already, version 1",
+        *(f"keystone-alerts-2026.11.0{day}: brought up to its template" for day in (1, 2)),
+    ]
+    assert [line.rpartition(": ")[2] for line in setup(nodes)] == ["is there already, version 1"] * 3
+    mapped = server.call("GET", "/keystone-alerts-*/_mapping")
+    assert {name: len(said["mappings"]["properties"]) for name, said in mapped.items()} == {
+        "keystone-alerts-2026.11.01": len(FIELDS["alerts"]), "keystone-alerts-2026.11.02": len(FIELDS["alerts"]), "keystone-alerts-mine": 1,
+    }  # fmt: skip
+    server.call("PUT", path, wanted | {"version": 2, "_meta": {"digest": "newer"}})
+    assert unready(nodes) == []  # it takes what ours says too
+    with pytest.raises(UsageError, match="of a newer Keystone"):
+        list(setup(nodes))
+    server.call("DELETE", path)
+    server.call("PUT", path, {"index_patterns": ["keystone-alerts-*"], "priority": 1})
+    assert unready(nodes) == ["the template keystone-alerts is somebody else's"]
+    assert next(iter(setup(nodes))) == "keystone-alerts: updated, version 1, for keystone-alerts-*"
+
+
+def test_a_mapping_that_cannot_be_changed_is_told_and_the_rest_goes_on(server: SearchServer) -> None:
+    server.call("DELETE", f"/_index_template/{template_name('alerts')}")
+    server.call("PUT", "/keystone-alerts-2026.11.01", {"mappings": {"properties": {"seq": {"type": "keyword"}}}})
+    lines = list(setup(Nodes(server.url, BRIEF)))
+    assert lines[1].startswith("keystone-alerts-2026.11.01: stays as it is: the search server refuses this (status 400)")
+    assert len(lines) == 4
 
 
 def test_commands_say_what_they_do(server: SearchServer) -> None:
@@ -219,8 +250,53 @@ def test_a_request_too_large_is_halved(server: SearchServer) -> None:
         rows = ElasticRows(Nodes(proxy.url, BRIEF))
         proxy.faults.extend([Fault("status", status=413)] * 3)
         assert {answer.outcome for answer in rows.send_batch(alerts(0, 80).documents(0, 80))} == {Outcome.DONE}
-        assert [body.count(b"\n") // 2 for _, path, body in proxy.requests if path.startswith("/_bulk")] == [80, 40, 20, 10, 10, 20, 40]
+        sizes = [body.count(b"\n") // 2 for _, path, body in proxy.requests if path.startswith("/_bulk")]
+        assert sizes == [80, 40, 20, *[10] * 8]
     assert_each_once(server, 80)
+
+
+def test_a_server_that_goes_away_amid_the_halves_is_asked_no_more(server: SearchServer) -> None:
+    with FaultProxy(server.url) as proxy:
+        rows = ElasticRows(Nodes(proxy.url, BRIEF))
+        proxy.faults.extend([*[Fault("status", status=413)] * 2, Fault("delay"), *[Fault("status", status=503)] * 50])
+        answers = rows.send_batch(alerts(0, 80).documents(0, 80))
+        assert [answer.outcome for answer in answers] == [Outcome.DONE] * 20 + [Outcome.AGAIN] * 60
+        assert len(proxy.faults) == 49
+    assert_each_once(server, 20)
+
+
+def test_a_closed_index_is_no_fault_of_an_alert(server: SearchServer) -> None:
+    rows = ElasticRows(Nodes(server.url, BRIEF))
+    (first, second) = alerts(0, 2).documents(0, 2)
+    rows.send_batch([first])
+    (index,) = [row["index"] for row in server.call("GET", "/_cat/indices/keystone-alerts-*?format=json&h=index")]
+    server.call("POST", f"/{index}/_close")
+    (answer,) = rows.send_batch([second])
+    assert answer.outcome is Outcome.AGAIN, answer
+    server.call("POST", f"/{index}/_open")
+    (answer,) = rows.send_batch([second])
+    assert answer.outcome is Outcome.DONE, answer
+
+
+def test_no_index_is_made_without_its_template_even_later(server: SearchServer) -> None:
+    rows = ElasticRows(Nodes(server.url, BRIEF))
+    rows.send_batch(alerts(0, 1).documents(0, 1))
+    server.call("DELETE", f"/_index_template/{template_name('alerts')}")
+    rows.send_batch(alerts(1, 1).documents(0, 1))  # its index is there
+    yesterday = NOW_MS - DAY_MS
+    with pytest.raises(SinkBusy, match="not installed"):
+        rows.send_batch(AlertRows([alert(2, event_ts=yesterday, append_ts_ms=yesterday)]).documents(0, 1))
+
+
+def test_what_no_index_takes_is_refused_alone(server: SearchServer) -> None:
+    rows = ElasticRows(Nodes(server.url, BRIEF))
+    (good,) = alerts(0, 1).documents(0, 1)
+    answers = rows.send_batch(
+        [Document("events", "e", good.day, b"{}"), good, Document("alerts", "a", 1 << 60, b"{}"), Document("alerts", "b", -(1 << 40), b"{}")]
+    )
+    assert [answer.outcome for answer in answers] == [Outcome.REFUSED, Outcome.DONE, Outcome.REFUSED, Outcome.REFUSED]
+    assert "route them to a topic" in answers[0].reason
+    assert [answer.outcome for answer in rows.send_batch([Document("events", "e", good.day, b"{}")])] == [Outcome.REFUSED]
 
 
 def test_a_refused_login_is_one_clear_line_and_asked_again_slowly(server: SearchServer) -> None:
