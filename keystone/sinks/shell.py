@@ -55,6 +55,7 @@ class BufferedSink:
         self._changed = threading.Condition()
         self._telling = threading.Lock()
         self._is_closed = False
+        self._left = 0
         self._trouble = ""
         self._refused_unsaid, self._refused_said_s = 0, -REFUSED_LINE_S
         for kind, segment in found:
@@ -100,26 +101,27 @@ class BufferedSink:
                 self._outbox.is_flushing = False
 
     def close(self, limit_s: float) -> int:
-        if not self._is_closed:
-            self.flush(limit_s * (1 - LEFT_FOR_DISK))
-            with self._changed:
-                if self._spill is not None:
-                    mark = self._outbox.mark(0)  # at once
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._outbox.kept() >= mark and not self._outbox.has_deletions(), limit_s * LEFT_FOR_DISK)
-                self._is_closed = True
-                self._changed.notify_all()
-            if self._telling.acquire(timeout=max(ENDING_S, limit_s * LEFT_FOR_DISK)):  # whoever is just told of refused rows is not told later
-                self._telling.release()
-            self._raw.close()
-            self._keeper.join(max(ENDING_S, limit_s * LEFT_FOR_DISK))
-            if self._spill is not None and not self._keeper.is_alive():
-                self._spill.close()  # else a disk that hangs keeps the directory: what is still being written may not meet another's files
+        if self._is_closed:
+            return self._left
+        self.flush(limit_s * (1 - LEFT_FOR_DISK))
         with self._changed:
-            left = self._outbox.only_in_memory()
-        if left:
-            log.error("rows were not delivered", sink=self.name, rows=left)
-        return left
+            if self._spill is not None:
+                mark = self._outbox.mark(0)  # at once
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._outbox.kept() >= mark and not self._outbox.has_deletions(), limit_s * LEFT_FOR_DISK)
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._telling.acquire(timeout=max(ENDING_S, limit_s * LEFT_FOR_DISK)):  # whoever is just told of refused rows is not told later
+            self._telling.release()
+        self._keeper.join(max(ENDING_S, limit_s * LEFT_FOR_DISK))
+        with self._changed:
+            self._left = self._outbox.only_in_memory()
+        self._raw.close()
+        if self._spill is not None and not self._keeper.is_alive():
+            self._spill.close()  # else a disk that hangs keeps the directory: what is still being written may not meet another's files
+        if self._left:
+            log.error("rows were not delivered", sink=self.name, rows=self._left)
+        return self._left
 
     def status(self) -> dict[str, Any]:
         with self._changed:

@@ -81,7 +81,7 @@ def test_nobody_is_told_after_the_close() -> None:
     sink = open_sink(gate, told.extend)
     sink.offer([NumberedRows("alerts", 0, 10)])
     until(lambda: gate.waiting > 0)
-    assert sink.close(0.1) >= 5  # which opens the gate
+    assert sink.close(0.1) == 10  # which opens the gate
     until(lambda: not any(thread.name == "subject-alerts" and thread.is_alive() for thread in threading.enumerate()))
     assert told == []
 
