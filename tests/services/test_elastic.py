@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,9 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from keystone.cli import cli
-from keystone.config import ElasticConfig, SinksConfig
 from keystone.errors import SinkBusy, UsageError
-from keystone.events import DIMENSIONS, Alert
+from keystone.events import DIMENSIONS
 from keystone.session_records import SESSION_SCHEMA
 from keystone.sinks.base import DAY_MS, Document, Outcome, Refused
 from keystone.sinks.documents import AlertRows, CohortRows, SessionRows
@@ -25,49 +22,13 @@ from keystone.sinks.elastic import ElasticRows
 from keystone.sinks.elastic_admin import retain, setup, unready
 from keystone.sinks.elastic_http import Nodes
 from keystone.sinks.elastic_schema import FIELDS, INDEXED_KINDS, day_of, template, template_name
-from keystone.sinks.shell import BufferedSink
 from tests.fault_proxy import Fault, FaultProxy
-from tests.search_server import SearchServer, can_run
-from tests.sink_rows import until
+from tests.search_alerts import BRIEF, LIMIT_S, NOW_MS, alert, alerts, assert_each_once, clear, hits, sink_to
+from tests.search_server import SearchServer
 
 pytestmark = pytest.mark.search
 
-NOW_MS = int(time.time() * 1_000)
-QUICK = SinksConfig(batch_items_max=100, retry_first_ms=20, retry_max_ms=500, mark_wait_ms=200)
-BRIEF = ElasticConfig(request_timeout_ms=2_000, connect_timeout_ms=1_000, dead_node_ms=200)
-LIMIT_S = 120.0
 Start = Callable[..., SearchServer]
-HOSTILE = ('"', "\\", '}\n{"delete":{"_id":"0"}}', "\r\n\u2028\u0085\x00\x1b[2J", "é😀\uffff", "x" * 1_000_000, "", "a.b.c", "../..", "null")
-
-
-def alert(number: int, *, event_ts: int = NOW_MS, append_ts_ms: int = NOW_MS, **dimensions: str) -> Alert:
-    values = {**dict.fromkeys(DIMENSIONS), "region": f"r{number % 3}", "device_type": f"t{number % 2}", "cdn": "c", **dimensions}
-    return Alert(f"{number:032x}", "buffering_loop", f"d{number}", f"s{number}", event_ts, 3, 3, None, 235, values, append_ts_ms)
-
-
-def alerts(first: int, count: int) -> AlertRows:
-    return AlertRows([alert(number) for number in range(first, first + count)])
-
-
-def clear(server: SearchServer) -> None:
-    for kind in INDEXED_KINDS:
-        for row in server.call("GET", f"/_cat/indices/keystone-{kind}-*?format=json&h=index"):
-            server.call("DELETE", f"/{row['index']}")
-
-
-def hits(server: SearchServer, kind: str = "alerts") -> list[dict[str, Any]]:
-    server.call("POST", f"/keystone-{kind}-*/_refresh")
-    found: list[dict[str, Any]] = server.call("POST", f"/keystone-{kind}-*/_search", {"size": 10_000, "query": {"match_all": {}}})["hits"]["hits"]
-    return found
-
-
-def assert_each_once(server: SearchServer, count: int) -> None:
-    assert sorted(hit["_id"] for hit in hits(server)) == sorted(f"{number:032x}" for number in range(count))
-
-
-def sink_to(url: str, config: ElasticConfig = BRIEF, refused: list[Refused] | None = None, spill_dir: Path | None = None) -> BufferedSink:
-    told: list[Refused] = [] if refused is None else refused
-    return BufferedSink("elastic", ElasticRows(Nodes(url, config)), QUICK, told.extend, spill_dir)
 
 
 @pytest.fixture
@@ -174,19 +135,6 @@ def test_every_field_of_every_kind_is_taken_and_nothing_else(server: SearchServe
     (answer,) = ElasticRows(Nodes(server.url, BRIEF)).send_batch([unknown])
     assert answer.outcome is Outcome.REFUSED
     assert "strict" in answer.reason
-
-
-def test_hostile_strings_change_nothing_but_their_own_document(server: SearchServer) -> None:
-    made = [alert(n, user_id=HOSTILE[n % len(HOSTILE)] if n < 200 else HOSTILE[n % 5], title_id=HOSTILE[n % 5]) for n in range(5_000)]
-    sink = sink_to(server.url, ElasticConfig())
-    sink.offer([AlertRows(made)])
-    assert sink.flush(LIMIT_S), sink.status()
-    sink.close(LIMIT_S)
-    server.call("POST", "/keystone-alerts-*/_refresh")
-    assert server.call("GET", "/keystone-alerts-*/_count")["count"] == len(made)
-    for n in range(0, 200, 7):
-        (found,) = server.call("POST", "/keystone-alerts-*/_search", {"query": {"ids": {"values": [f"{n:032x}"]}}})["hits"]["hits"]
-        assert {name: found["_source"].get(name) for name in DIMENSIONS} == made[n].dimensions
 
 
 def test_one_bad_line_sinks_no_batch(server: SearchServer) -> None:
@@ -340,80 +288,6 @@ def test_no_shard_more_is_no_fault_of_an_alert(search_server: Start) -> None:
     server.call("DELETE", "/mine")
     (answer,) = ElasticRows(nodes).send_batch(alerts(0, 1).documents(0, 1))
     assert answer.outcome is Outcome.DONE, answer
-
-
-# --- servers in trouble -----------------------------------------------------------------------------------------------
-@pytest.mark.faults
-@pytest.mark.slow
-@pytest.mark.parametrize("flavor", [name for name in ("opensearch", "elasticsearch8") if can_run(name)])
-def test_frozen_then_killed_then_back(flavor: str, search_server: Start, tmp_path: Path) -> None:
-    server = search_server(flavor)
-    list(setup(Nodes(server.url, BRIEF)))
-    sink = sink_to(server.url, spill_dir=tmp_path / "a")
-    stop, number, longest_ms = threading.Event(), 0, 0.0
-
-    def strike() -> None:
-        time.sleep(1.0)
-        server.pause()
-        time.sleep(6.0)
-        server.kill()
-        server.start()
-        stop.set()
-
-    striking = threading.Thread(target=strike)
-    striking.start()
-    marks = []
-    while not stop.is_set():
-        until(sink.has_room)
-        started = time.monotonic()
-        sink.offer([alerts(number, 20)])
-        longest_ms = max(longest_ms, 1_000 * (time.monotonic() - started))
-        number += 20
-        if number % 1_000 == 0:
-            marks.append(sink.mark())
-            until(lambda: sink.is_kept(marks[-1]))  # a checkpoint waits for the disk, not for the server
-        time.sleep(0.05)
-    striking.join()
-    assert sink.flush(LIMIT_S), sink.status()
-    status = sink.status()
-    assert sink.close(LIMIT_S) == 0
-    assert_each_once(server, number)
-    assert status["circuit_opened"] >= 1
-    assert status["dropped"] == {}
-
-
-@pytest.mark.faults
-@pytest.mark.slow
-@pytest.mark.parametrize("flavor", [name for name in ("opensearch", "elasticsearch8") if can_run(name)])
-def test_a_queue_of_one_puts_off_and_loses_nothing(flavor: str, search_server: Start) -> None:
-    server = search_server(flavor, settings={"thread_pool.write.queue_size": "1", "thread_pool.write.size": "1"})
-    list(setup(Nodes(server.url, BRIEF)))
-    sinks = [sink_to(server.url, ElasticConfig()) for _ in range(8)]
-    for first in range(0, 8_000, 1_000):
-        for sink in sinks:
-            sink.offer([alerts(first, 1_000)])  # all say the same: only one may count
-    for sink in sinks:
-        assert sink.flush(LIMIT_S), sink.status()
-    put_off = sum(sink.status()["retried"] for sink in sinks)
-    for sink in sinks:
-        assert sink.close(LIMIT_S) == 0
-    assert put_off > 0
-    assert_each_once(server, 8_000)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not can_run("elasticsearch8"), reason="needs a Java 17, which .ci/run installs: OpenSearch's jars know no login")
-def test_a_login_is_used_and_a_wrong_one_refused(search_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = search_server("elasticsearch8", users={"keystone": "secret-pass"})
-    monkeypatch.setenv("KEYSTONE_ELASTIC__PASSWORD", "secret-pass")
-    monkeypatch.setenv("KEYSTONE_ELASTIC__USERNAME", "keystone")
-    run = CliRunner()
-    assert "installed" in run.invoke(cli, ["elastic", "setup", "--elastic", server.url]).output
-    monkeypatch.setenv("KEYSTONE_ELASTIC__PASSWORD", "wrong-secret")
-    checked = run.invoke(cli, ["elastic", "check", "--elastic", server.url])
-    assert checked.exit_code == 1
-    assert "refuses the login (status 401)" in checked.output
-    assert "secret" not in checked.output
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
