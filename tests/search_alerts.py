@@ -44,7 +44,18 @@ def hits(server: SearchServer, kind: str = "alerts") -> list[dict[str, Any]]:
 
 
 def assert_each_once(server: SearchServer, count: int) -> None:
-    assert sorted(hit["_id"] for hit in hits(server)) == sorted(f"{number:032x}" for number in range(count))
+    server.call("POST", "/keystone-alerts-*/_refresh")
+    found: list[str] = []
+    after = [""]
+    while True:
+        asked = {"size": 10_000, "_source": False, "query": {"match_all": {}}, "sort": ["alert_id"], "search_after": after}
+        page = server.call("POST", "/keystone-alerts-*/_search", asked)["hits"]["hits"]
+        if not page:
+            break
+        found += [hit["_id"] for hit in page]
+        after = page[-1]["sort"]
+    assert server.call("GET", "/keystone-alerts-*/_count")["count"] == count
+    assert found == [f"{number:032x}" for number in range(count)]
 
 
 def sink_to(url: str, config: ElasticConfig = BRIEF, refused: list[Refused] | None = None, spill_dir: Path | None = None) -> BufferedSink:

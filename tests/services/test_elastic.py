@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from keystone.cli import cli
 from keystone.errors import SinkBusy, UsageError
 from keystone.events import DIMENSIONS
+from keystone.run.top_query import look
 from keystone.session_records import SESSION_SCHEMA
 from keystone.sinks.base import DAY_MS, Document, Outcome, Refused
 from keystone.sinks.documents import AlertRows, CohortRows, SessionRows
@@ -296,6 +297,7 @@ def test_top_shows_the_worst_first(server: SearchServer) -> None:
     own = {"window_start_ms": start, "window_ms": 1_000, "played_ms": 900, "attempts": 10, "ebvs": 1, "vsf": 0, "vpf": 0, "ended": 5}
     rows: list[dict[str, Any]] = [{**own, "region": f"r{n}", "cdn": None, "stall_ms": 100 * n} for n in range(3)]
     rows += [{**own, "region": "r0", "cdn": "c", "stall_ms": 90_000}]  # a pair: counts for neither alone
+    rows += [{**own, "region": None, "cdn": None, "stall_ms": 300, "played_ms": 2_700, "attempts": 30, "ebvs": 3}]
     made = [alert(n, append_ts_ms=start, region="r1", cdn="bad\x1b[2J") for n in range(7)]
     sink = sink_to(server.url)
     sink.offer([CohortRows(pa.Table.from_pylist(rows), 1), AlertRows(made)])
@@ -309,3 +311,7 @@ def test_top_shows_the_worst_first(server: SearchServer) -> None:
     assert "region r2 alerts=0 rebuffering=18.18% EBVS=10.00% VSF=0.00% VPF=0.00% attempts=10" in lines
     assert any(line.startswith("region r1 alerts=7 rebuffering=10.00%") for line in lines)
     assert any(line.startswith("cdn bad?[2J alerts=7 rebuffering=-") for line in lines)
+    assert lines[0].startswith("last 60 s to ")
+    assert lines[1] == "all all alerts=7 rebuffering=10.00% EBVS=10.00% VSF=0.00% VPF=0.00% attempts=30"
+    later = look(Nodes(server.url, BRIEF), start + 3_600_000, 60)
+    assert (later.tables, later.newest_ms) == ({"region": [], "device_type": [], "cdn": []}, start)
