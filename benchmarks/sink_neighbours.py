@@ -7,7 +7,8 @@ each second, and is timed. The healthy sink writes to a real OpenSearch on this 
 a process of its own, to the same server. ``held``: how long both ``offer`` and ``has_room`` keep the thread. ``late``: how much later than planned a turn
 begins, whatever the reason: what detection would feel. ``acked``: from ``offer`` until the healthy server has an alert. ``mark``: until the sick
 sink's checkpoint may go on (1 s for the receiver, then the disk). RSS is of this process with both sinks. The verdict, and the exit status: no
-p99 of held, late or acked is more than 50 ms above that of the healthy sink alone, and memory grows by no more than the queues may hold.
+p99 of held, late or acked is more than 50 ms above the healthy sink's alone (the higher one, before and after), and memory grows by no
+more than the queues may hold.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def phase(server: SearchServer, trouble: str, seconds: float, folder: Path) -> d
         well = BufferedSink("well", timed, SinksConfig(), count, kinds=KINDS)
         sick = None
         if trouble != "nobody":
-            sick = BufferedSink("sick", ElasticRows(Nodes(url, ElasticConfig())), SinksConfig(), count, folder / trouble.replace(" ", "-"), kinds=KINDS)
+            sick = BufferedSink(f"sick {trouble}", ElasticRows(Nodes(url, ElasticConfig())), SinksConfig(), count, folder / trouble, kinds=KINDS)
         run(well, sick, min(2.0, seconds / 4))  # imports, the first index, the first failures
         assert well.flush(LIMIT_S), well.status()
         rss_bytes = psutil.Process().memory_info().rss
@@ -190,10 +191,10 @@ def phase(server: SearchServer, trouble: str, seconds: float, folder: Path) -> d
 
 
 def judge(rows: list[dict[str, Any]]) -> list[str]:
-    alone = rows[0]
+    """Against the healthy sink alone, before and after: the later of the two, since the machine has other work too."""
     faults = []
-    for row in rows[1:]:
-        added = {name: row[name] - alone[name] for name in ("held p99", "late p99", "acked p99")}
+    for row in rows[1:-1]:
+        added = {name: row[name] - max(rows[0][name], rows[-1][name]) for name in ("held p99", "late p99", "acked p99")}
         faults += [f"{row['trouble']}: {name} is {more:.1f} ms more than alone" for name, more in added.items() if more > ADDED_MS_MAX]
         config = SinksConfig()
         room_mb = (config.queue_bytes_max * len(KINDS) + config.batch_bytes_max + config.spill_file_bytes) * 2 / 1e6
@@ -210,9 +211,10 @@ def main() -> int:
     with SearchServer("opensearch") as server, tempfile.TemporaryDirectory(prefix="keystone-neighbours-") as folder:
         list(setup(Nodes(server.url, ElasticConfig())))
         rows = []
-        for trouble in TROUBLES:
+        for trouble in ("nobody", *TROUBLES, "nobody"):  # the first warms the server up
             rows.append(phase(server, trouble, chosen.seconds, Path(folder)))
             print(f"# {trouble}: done", file=sys.stderr)
+        del rows[0]
     faults = judge(rows)
     verdict = "passed" if not faults else "; ".join(faults)
     report("sink_neighbours: what a sink in trouble costs", rows, chosen.json, added_ms_max=ADDED_MS_MAX, verdict=verdict)
