@@ -21,6 +21,8 @@ from keystone.sinks.outbox import Encode, Load, Outbox, Send, Wait, Write
 from keystone.sinks.spill import Spill
 
 AFTER_DEFECT_S: Final = 0.2  # five lines of log a second at most
+STRETCH_S: Final = 0.002  # of encoding small offers without a pause: the interpreter would let others in only each 5 ms
+BREATH_S: Final = 0.001
 LEFT_FOR_DISK: Final = 0.3  # of the time to close
 ENDING_S: Final = 1.0  # at least, for what a thread has just begun: a file of the spill, a dead letter
 REFUSED_LINE_S: Final = 10.0  # one line of log, however many rows are refused
@@ -205,11 +207,15 @@ class BufferedSink:
             self._changed.notify_all()
 
     def _encode(self, step: Encode) -> None:
+        began_s = time.monotonic()
         for cut in step.slices:
             documents = self._documents(cut)
             with self._changed:
                 self._outbox.encoded(cut, documents)
                 self._changed.notify_all()
+            if time.monotonic() - began_s > STRETCH_S:
+                time.sleep(BREATH_S)
+                began_s = time.monotonic()
 
     def _documents(self, cut: Slice) -> list[Document]:
         """A row that cannot be made JSON is refused alone."""
