@@ -203,11 +203,12 @@ class SinksConfig(_Frozen):
     batch_items_max: Positive = 1_000  # of one request; 5,000 are 16 % faster on Elasticsearch 8, and hold up the next of their kind for longer
     batch_bytes_max: Positive = 4 << 20
     alert_linger_ms: NotNegative = 20  # how long an alert waits for others
-    linger_ms: NotNegative = 500  # sessions and cohorts: 2 requests a second of each kind
+    linger_ms: NotNegative = 500  # other kinds: 2 requests a second of each
+    may_drop: tuple[Literal["cohorts", "events", "dead_letters"], ...] = ("cohorts",)  # where neither memory nor disk has room; alerts and sessions never
     retry_first_ms: Positive = 100  # bound of the first wait between two tries; it doubles
     retry_max_ms: Positive = 10_000  # and ends here: a receiver that is back is noticed within that
     open_after_failures: Positive = 3  # requests in a row, until only single tries are made
-    give_up_ms: Positive = 600_000  # in memory, for cohorts only: then a window is nobody's "now" any more
+    give_up_ms: Positive = 600_000  # in memory, of kinds that may be dropped: then a window is nobody's "now" any more
     mark_wait_ms: NotNegative = 1_000  # of a checkpoint, for acknowledgements; then to disk
     spill_bytes_max: NotNegative = 1 << 30  # of one sink on disk; 0: none. 1,700 s of 1,000 alerts/s at 600 B
     spill_file_bytes: Positive = 4 << 20  # a file is read at once

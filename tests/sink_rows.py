@@ -14,7 +14,7 @@ from keystone.errors import SinkBusy
 from keystone.sinks.base import NOT_REVISED, Answer, Document, Outcome, RawSink
 
 DAY = 20_000
-FIELD = {"alerts": "seq", "sessions": "events", "cohorts": "events"}  # that every sink takes
+FIELD = {"alerts": "seq", "sessions": "events", "cohorts": "events", "events": "seq", "dead_letters": "offset"}  # that every sink takes
 WAIT_S_MAX = 60.0
 
 

@@ -16,15 +16,16 @@ from typing import Any, Final, Protocol
 ALERTS: Final = "alerts"
 SESSIONS: Final = "sessions"
 COHORTS: Final = "cohorts"
-#: Kinds of rows. Alerts and sessions are never dropped: where nothing more can be held, the caller waits.
-KINDS: Final = (ALERTS, SESSIONS, COHORTS)
-KEPT_KINDS: Final = (ALERTS, SESSIONS)
+EVENTS: Final = "events"
+DEAD_LETTERS: Final = "dead_letters"
+#: Kinds of rows. Those that ``sinks.may_drop`` does not name are kept: where nothing more can be held, the caller waits.
+KINDS: Final = (ALERTS, SESSIONS, COHORTS, EVENTS, DEAD_LETTERS)
 
 NOT_REVISED: Final = -1
 DAY_MS: Final = 86_400_000
 BELIEVED_DAYS: Final = 2  # SPEC 5: a device's clock that far from log time is broken
 
-#: Reasons of drops; only kinds that are not kept are ever dropped.
+#: Reasons of drops; only kinds that are not kept are ever dropped, the oldest first.
 DROP_QUEUE_FULL: Final = "queue_full"
 DROP_SPILL_FULL: Final = "spill_full"
 DROP_TOO_OLD: Final = "too_old"

@@ -195,6 +195,11 @@ def _login(config: ElasticConfig, urls: tuple[str, ...]) -> dict[str, str]:
     password = _secret(config.password.get_secret_value() if config.password else None, config.password_file, "elastic.password")
     if api_key and (password or config.username):
         raise UsageError("elastic.api_key and elastic.username with its password are two logins: remove one")
+    # Else a library would repeat it in its error.
+    if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise UsageError("elastic.api_key holds characters that no key has: give it as the server showed it, in one line")
+    if config.username and ":" in config.username:
+        raise UsageError("elastic.username holds a colon, which ends a name in a login: name another user")
     if bool(password) != bool(config.username):
         missing = "elastic.username" if password else "KEYSTONE_ELASTIC__PASSWORD or elastic.password_file"
         raise UsageError(f"elastic: a login needs a name and a password: set {missing}")

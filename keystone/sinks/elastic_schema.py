@@ -15,9 +15,12 @@ from typing import Any, Final
 import orjson
 
 from keystone.events import DIMENSIONS
-from keystone.sinks.base import ALERTS, COHORTS, KINDS, SESSIONS
+from keystone.sinks.base import ALERTS, COHORTS, SESSIONS
 
-INDEX_NAME: Final = re.compile(rf"keystone-({'|'.join(KINDS)})-([0-9]{{4}})\.([0-9]{{2}})\.([0-9]{{2}})")
+#: Kinds that have indices. Events and dead letters have none: there are too many of them, and the lake answers for them.
+INDEXED_KINDS: Final = (ALERTS, SESSIONS, COHORTS)
+INDEX_NAME: Final = re.compile(rf"keystone-({'|'.join(INDEXED_KINDS)})-([0-9]{{4}})\.([0-9]{{2}})\.([0-9]{{2}})")
+VERSION: Final = 1  # of templates and mappings: raised with every change of them (tests/unit/test_elastic_schema.py)
 IGNORE_ABOVE: Final = 1_024  # characters of a keyword that is searchable; longer ones are kept in the document. Lucene's limit is 32,766 bytes
 #: Of SPEC 4, as ``keystone.qoe`` names them.
 COHORT_DIMENSIONS: Final = ("region", "device_type", "cdn", "isp", "app_version", "country")
@@ -69,21 +72,22 @@ def pattern(kind: str) -> str:
 
 
 def template(kind: str) -> dict[str, Any]:
-    """The body of an index template; ``_meta.digest`` is that of everything else in it."""
+    """The body of an index template. ``_meta.digest``, the mappings' too, is that of everything else in it."""
+    settings = {
+        "number_of_shards": 1,  # 1,000,000 alerts a day at ~570 B of JSON each; a shard takes tens of GB
+        "auto_expand_replicas": "0-1",  # one node is green too
+        "refresh_interval": REFRESH[kind],
+    }
+    mappings = {"dynamic": "strict", "properties": FIELDS[kind]}
     body: dict[str, Any] = {
         "index_patterns": [pattern(kind)],
         "priority": 200,  # above the templates that come with the servers: these have 100 at most
-        "template": {
-            "settings": {
-                "number_of_shards": 1,  # 1,000,000 alerts a day at ~570 B of JSON each; a shard takes tens of GB
-                "auto_expand_replicas": "0-1",  # one node is green too
-                "refresh_interval": REFRESH[kind],
-            },
-            "mappings": {"dynamic": "strict", "properties": FIELDS[kind]},
-        },
+        "version": VERSION,
+        "template": {"settings": settings, "mappings": mappings},
     }
     digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-    return body | {"_meta": {"made_by": "keystone", "digest": digest}}
+    meta = {"made_by": "keystone", "digest": digest}
+    return body | {"_meta": meta, "template": {"settings": settings, "mappings": mappings | {"_meta": meta}}}
 
 
 @lru_cache(maxsize=1_024)

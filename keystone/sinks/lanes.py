@@ -160,19 +160,24 @@ class Lane:
     def take_waiting(self, bytes_max: int, offer_max: int) -> list[Held]:
         """What is ready or put off, in no file yet, of offers up to ``offer_max``: the oldest first, up to ``bytes_max`` and one more."""
         taken: list[Held] = []
+        passed: list[Held] = []
         size = 0
-        kept: deque[Held] = deque()
-        for held in itertools.chain((one for _, _, one in sorted(self._again)), self.ready):
-            if held.segment == 0 and held.offer <= offer_max and size < bytes_max:
-                taken.append(held)
-                size += held.size_bytes
-            else:
-                kept.append(held)
-        if taken:
-            gone = set(map(id, taken))
-            self._again = [entry for entry in self._again if id(entry[2]) not in gone]
-            heapq.heapify(self._again)
-            self.ready = deque(held for held in self.ready if id(held) not in gone)
+
+        def is_taken(held: Held) -> bool:
+            nonlocal size
+            if size >= bytes_max or held.segment or held.offer > offer_max:
+                return False
+            taken.append(held)
+            size += held.size_bytes
+            return True
+
+        if self._again:
+            self._again = [entry for entry in sorted(self._again) if not is_taken(entry[2])]  # a sorted list is a heap
+        while self.ready and size < bytes_max:
+            held = self.ready.popleft()
+            if not is_taken(held):
+                passed.append(held)
+        self.ready.extendleft(reversed(passed))
         return taken
 
     def unload(self) -> int:
@@ -200,13 +205,6 @@ class Lane:
     def waiting(self) -> int:
         """Rows and documents that could be sent, those put off not counted."""
         return len(self.ready) + self.rows_left
-
-    def first_offer(self) -> int | None:
-        """The earliest offer of which something is only in memory, and not on its way."""
-        numbers = [held.offer for held in (*self.ready, *(one for _, _, one in self._again)) if held.segment == 0]
-        if self.offers:
-            numbers.append(self.offers[0].offer)
-        return min(numbers, default=None)
 
     def stored(self) -> Segment | None:
         """The oldest file of the spill that is not loaded."""

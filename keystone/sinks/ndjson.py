@@ -111,6 +111,13 @@ class LineFile:
             raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there and start again") from error
         self._end += written
 
+    def sync(self) -> None:
+        """What was written is on the disk when this returns. ``SinkError`` where it cannot be."""
+        try:
+            os.fdatasync(self._file)
+        except OSError as error:
+            raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there and start again") from error
+
     def close(self) -> None:
         """May be repeated."""
         if self._is_open:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from keystone.config import SinksConfig
 from keystone.errors import SinkBusy
-from keystone.sinks.base import ALERTS, DROP_QUEUE_FULL, DROP_SPILL_FULL, DROP_TOO_OLD, KEPT_KINDS, KINDS, Answer, Document, Outcome, Rows
+from keystone.sinks.base import ALERTS, DROP_QUEUE_FULL, DROP_SPILL_FULL, DROP_TOO_OLD, KINDS, Answer, Document, Outcome, Rows
 from keystone.sinks.circuit import Backoff, Circuit, State
 from keystone.sinks.lanes import HELD_BYTES, Held, Lane, Offered, Segment, Slice
 
@@ -73,19 +73,21 @@ class Delete:
 
 
 class Outbox:
-    """All calls under one lock. ``has_spill``: whether there is a disk to write to."""
+    """All calls under one lock. ``kinds``: those that are offered, each with a lane. ``has_spill``: whether there is a disk to write to."""
 
-    def __init__(self, config: SinksConfig, *, has_spill: bool, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, config: SinksConfig, *, has_spill: bool, kinds: Sequence[str] = KINDS, draw: Callable[[], float] = random.random) -> None:
         self.config = config
         self.counts: Counter[str] = Counter()  # offered acknowledged refused retried spilled replayed damaged spill_errors
         self.dropped: Counter[tuple[str, str]] = Counter()  # (kind, reason)
-        self.lanes = {kind: Lane(kind, kind in KEPT_KINDS, config.alert_linger_ms if kind == ALERTS else config.linger_ms) for kind in KINDS}
+        lingers_ms = {kind: config.alert_linger_ms if kind == ALERTS else config.linger_ms for kind in kinds}
+        self.lanes = {kind: Lane(kind, kind not in config.may_drop, linger_ms) for kind, linger_ms in lingers_ms.items()}
         self.backoff = Backoff(config.retry_first_ms, config.retry_max_ms, draw)
         self.circuit = Circuit(config.open_after_failures, self.backoff)
         self.spill_bytes = 0
         self.is_flushing = False
         self._has_spill = has_spill
         self._spill_resume_ms = 0
+        self._load_resume_ms = 0
         self._offers = 0
         self._open: dict[int, int] = {}  # offer -> rows only in memory, in the order of offers
         self._deletions: deque[Delete] = deque()
@@ -124,6 +126,10 @@ class Outbox:
         """The receiver has everything."""
         return not self._open and not any(lane.items or lane.segments for lane in self.lanes.values())
 
+    def has_deletions(self) -> bool:
+        """Files whose documents are all judged are still there: sent again after the next start, were it now."""
+        return bool(self._deletions)
+
     def only_in_memory(self) -> int:
         """Rows that a crash now would take."""
         return sum(self._open.values())
@@ -134,13 +140,13 @@ class Outbox:
         if (hindrance := self._hindrance(lane, now_ms)) is not None:
             return hindrance
         due_ms = self._due_ms(lane, now_ms)
-        stored = lane.stored()
+        stored = lane.stored() if now_ms >= self._load_resume_ms else None
         if stored is not None and not self._is_crowded(lane) and (lane.spill_turn or due_ms is None or due_ms > now_ms):
             stored.is_loaded = True
             lane.spill_turn = False
             return Load(kind, stored)
         if due_ms is None or due_ms > now_ms:
-            return Wait(due_ms)
+            return Wait(min((ms for ms in (due_ms, self._load_resume_ms) if ms is not None and ms > now_ms), default=None))
         items_max = min(PROBE_ITEMS_MAX if self.circuit.state is State.OPEN else _EVERY_OFFER, self.config.batch_items_max)
         if lane.rows_left and len(lane.ready) < items_max and sum(held.size_bytes for held in lane.ready) < self.config.batch_bytes_max:
             return Encode(kind, lane.cut(min(ENCODE_ROWS_MAX, items_max), _EVERY_OFFER))
@@ -183,6 +189,12 @@ class Outbox:
         self.lanes[load.kind].load(segment, documents, now_ms)
         if not segment.pending:
             self._finish_segment(load.kind, segment)
+
+    def not_loaded(self, load: Load, now_ms: int) -> None:
+        """The disk does not give the file now."""
+        load.segment.is_loaded = False
+        self.counts["spill_errors"] += 1
+        self._load_resume_ms = now_ms + SPILL_AGAIN_MS
 
     def answered(self, send: Send, answers: Sequence[Answer], now_ms: int) -> None:
         """The receiver judged each document of the batch."""
@@ -246,9 +258,11 @@ class Outbox:
 
     def _spill(self, lane: Lane, *, is_mark_due: bool) -> Encode | Write | Delete | None:
         is_crowded = self._is_crowded(lane)
+        if not is_crowded and not is_mark_due:
+            return None
         if is_crowded:
             lane.unload()
-        offer_max = _EVERY_OFFER if is_crowded else self._mark if is_mark_due else 0
+        offer_max = _EVERY_OFFER if is_crowded else self._mark
         if lane.offers and lane.offers[0].offer <= offer_max:
             return Encode(lane.kind, lane.cut(ENCODE_ROWS_MAX, offer_max))
         batch, is_flight = lane.take_waiting(self.config.spill_file_bytes, offer_max), False

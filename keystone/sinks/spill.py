@@ -1,10 +1,11 @@
 """Documents on disk, for a receiver that is away: files in place whole, each document under a checksum, read again after a restart.
 
-A file ``KIND-NUMBER.spill`` is one line of JSON (``{"documents": N}``), then N frames: length and CRC-32C (4 bytes each, little-endian) of
-``id NUL day NUL revision NUL body``. It is written under another name, synced and renamed: what is half written has no such name and is
-removed at the next start. What a disk damages later is noticed: whole frames are used, the rest is told and counted, the file kept as ``.damaged``.
+A file ``KIND-NUMBER.spill`` is a head (``KSP1``, how many documents, CRC-32C of these 8 bytes), then as many frames: length and CRC-32C
+(4 bytes each, little-endian) of ``id NUL day NUL revision NUL body``. It is written under another name, synced and renamed: what is half
+written has no such name and is removed at the next start. What a disk damages later is noticed: whole frames are used, the rest is told and
+counted, the file kept as ``.damaged``. A file that cannot be read now is asked for again, and never removed unread.
 
-One process uses a directory at a time. Siblings that nobody uses any more (a dead actor's) hand their files over to whoever opens one.
+One process uses a directory at a time. Siblings of the same sink that nobody uses any more (a dead actor's) hand their files over to whoever opens one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import fcntl
 import os
 import re
 import struct
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import orjson
 from crc32c import crc32c
 
 from keystone.errors import SinkError, UsageError
@@ -27,28 +29,36 @@ from keystone.sinks.base import KINDS, Document
 from keystone.sinks.lanes import Segment
 
 LOCK: Final = "in-use"
+LOCK_WAIT_S: Final = 2.0  # a sibling that adopts files holds the lock for ms
 FRAME: Final = struct.Struct("<II")
+MAGIC: Final = b"KSP1"
+HEAD: Final = struct.Struct("<4sII")
+READS_MAX: Final = 5  # of a file that the disk does not give; then it is set aside
+NUMBER: Final = re.compile(r"-([0-9]{12})\.")  # of files set aside as well: none is ever replaced
 NAME: Final = re.compile(rf"({'|'.join(KINDS)})-([0-9]{{12}})\.spill")
 
 log = get(__name__)
 
 
 class Spill:
-    """The files of one sink. One thread writes and deletes; several read."""
+    """The files of one sink, named ``owner``. One thread writes and deletes; several read."""
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, owner: str = "") -> None:
         """``UsageError`` where it cannot be used, or another process uses it."""
         self.directory = Path(directory)
         self._damaged: dict[int, str] = {}  # number of a file -> what is wrong with it
+        self._unread: Counter[int] = Counter()  # number of a file -> how often it could not be read
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.directory)
+            self._lock = _locked_soon(self.directory)
             if self._lock is None:
                 raise UsageError(f"{self.directory} is in use by another run: choose another directory")
-            self._adopt()
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, owner.encode(), 0)
             for left in self.directory.glob("*.part"):
                 left.unlink()  # never promised to anyone
-            self._next = max((number for _, number, _ in _listed(self.directory)), default=0) + 1
+            self._next = 1 + max((int(match[1]) for path in self.directory.iterdir() if (match := NUMBER.search(path.name))), default=0)
+            self._adopt(owner)
         except OSError as error:
             raise UsageError(f"{self.directory} cannot be used: {error.strerror}; choose another directory") from error
 
@@ -66,7 +76,7 @@ class Spill:
         number = self._next
         path = self._path(kind, number)
         part = path.with_suffix(".part")
-        text = b"".join((orjson.dumps({"documents": len(documents)}), b"\n", *map(_frame, documents)))
+        text = b"".join((_head(len(documents)), *map(_frame, documents)))
         try:
             with part.open("wb") as file:
                 file.write(text)
@@ -83,22 +93,29 @@ class Spill:
         return Segment(number, len(documents), len(text))
 
     def read(self, kind: str, segment: Segment) -> dict[int, Document]:
-        """What of it is whole, by place. A file that is damaged is told and set aside: what it lacks is lost."""
+        """What of it is whole, by place. A file that is damaged is told and set aside in ``delete``: what it lacks is lost.
+
+        ``SinkError`` where the disk does not give it: again, later; after ``READS_MAX`` times it counts as damaged.
+        """
         path = self._path(kind, segment.number)
         try:
             text = path.read_bytes()
         except OSError as error:
-            log.exception("a file of the spill cannot be read", file=path.name, reason=error.strerror, documents=segment.documents)
+            self._unread[segment.number] += 1
+            if self._unread[segment.number] < READS_MAX and not isinstance(error, FileNotFoundError):
+                raise SinkError(f"{path} cannot be read: {error.strerror}; it is tried again") from error
+            self._damaged[segment.number] = f"it cannot be read: {error.strerror}"
             return {}
-        documents, end = _parse(kind, text)
-        if len(documents) != segment.documents or end != len(text):
-            self._damaged[segment.number] = f"{segment.documents - len(documents)} of {segment.documents} documents cannot be read"
-        return documents
+        documents, places, end = _parse(kind, text)
+        if len(documents) != segment.documents or places != segment.documents or end != len(text) or not _is_head(text, places):
+            self._damaged[segment.number] = f"{max(segment.documents, places) - len(documents)} of {segment.documents} documents cannot be read"
+        return {place: document for place, document in documents.items() if place < segment.documents}
 
     def delete(self, kind: str, segment: Segment) -> None:
         """What was whole of it is delivered. A file that stays is sent again after the next start, which changes nothing."""
         path = self._path(kind, segment.number)
         try:
+            self._unread.pop(segment.number, None)
             if why := self._damaged.pop(segment.number, ""):
                 self._set_aside(path, why)
             path.unlink(missing_ok=True)
@@ -126,16 +143,17 @@ class Spill:
         if path.exists():
             path.replace(path.with_suffix(".damaged"))
 
-    def _adopt(self) -> None:
-        """Files of siblings that no process uses become ours."""
-        number = max((number for _, number, _ in _listed(self.directory)), default=0)
+    def _adopt(self, owner: str) -> None:
+        """Files of siblings of the same owner that no process uses become ours."""
         for sibling in sorted(self.directory.parent.iterdir()):
             if sibling == self.directory or not (sibling / LOCK).exists() or (lock := _locked(sibling)) is None:
                 continue
             try:
+                if os.pread(lock, 1_024, 0).decode("utf-8", "replace") != owner:
+                    continue
                 for kind, _, path in _listed(sibling):
-                    number += 1
-                    path.replace(self._path(kind, number))
+                    path.replace(self._path(kind, self._next))
+                    self._next += 1
             finally:
                 os.close(lock)
 
@@ -151,6 +169,13 @@ def _locked(directory: Path) -> int | None:
     return descriptor
 
 
+def _locked_soon(directory: Path) -> int | None:
+    until_s = time.monotonic() + LOCK_WAIT_S
+    while (lock := _locked(directory)) is None and time.monotonic() < until_s:
+        time.sleep(0.02)
+    return lock
+
+
 def _listed(directory: Path) -> list[tuple[str, int, Path]]:
     """Kind, number and path of every file, by number."""
     matches = ((NAME.fullmatch(path.name), path) for path in directory.iterdir())
@@ -158,13 +183,25 @@ def _listed(directory: Path) -> list[tuple[str, int, Path]]:
 
 
 def _announced(path: Path) -> int | None:
-    """How many documents a file says that it has."""
+    """How many documents a file has: as its head says, or, where that is damaged, as many as can be found in it; None for none."""
     try:
         with path.open("rb") as file:
-            documents = orjson.loads(file.readline(200))["documents"]
-    except (OSError, ValueError, KeyError, TypeError):
+            text = file.read(HEAD.size)
+            if len(text) == HEAD.size and text == _head(HEAD.unpack(text)[1]):
+                return int(HEAD.unpack(text)[1])
+            text += file.read()
+    except OSError:
         return None
-    return documents if isinstance(documents, int) and documents >= 0 else None
+    return _parse("", text)[1] or None
+
+
+def _head(documents: int) -> bytes:
+    said = MAGIC + documents.to_bytes(4, "little")
+    return said + crc32c(said).to_bytes(4, "little")
+
+
+def _is_head(text: bytes, documents: int) -> bool:
+    return text[: HEAD.size] == _head(documents)
 
 
 def _frame(document: Document) -> bytes:
@@ -172,18 +209,18 @@ def _frame(document: Document) -> bytes:
     return FRAME.pack(len(payload), crc32c(payload)) + payload
 
 
-def _parse(kind: str, text: bytes) -> tuple[dict[int, Document], int]:
-    """Whole documents by place, and where reading ended. Behind a damaged length nothing can be found any more."""
+def _parse(kind: str, text: bytes) -> tuple[dict[int, Document], int, int]:
+    """Whole documents by place, how many places there are, and where reading ended. Behind a damaged length nothing can be found any more."""
     documents: dict[int, Document] = {}
-    at, place = text.find(b"\n") + 1, 0
+    at, place = HEAD.size, 0
     while at + FRAME.size <= len(text):
         size, checksum = FRAME.unpack_from(text, at)
         end = at + FRAME.size + size
         if end > len(text):
             break
         payload = text[at + FRAME.size : end]
-        if crc32c(payload) == checksum:
+        if size and crc32c(payload) == checksum:  # nothing at all has the checksum 0, as blocks of zeros say
             name, day, revision, body = payload.split(b"\0", 3)
             documents[place] = Document(kind, name.decode(), int(day), body, int(revision))
         at, place = end, place + 1
-    return documents, at
+    return documents, place, at

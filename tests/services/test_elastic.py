@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,59 +13,23 @@ import pytest
 from click.testing import CliRunner
 
 from keystone.cli import cli
-from keystone.config import ElasticConfig, SinksConfig
-from keystone.errors import SinkBusy
-from keystone.events import DIMENSIONS, Alert
+from keystone.errors import SinkBusy, UsageError
+from keystone.events import DIMENSIONS
+from keystone.run.top_query import look
 from keystone.session_records import SESSION_SCHEMA
-from keystone.sinks.base import DAY_MS, KINDS, Document, Outcome, Refused
+from keystone.sinks.base import DAY_MS, Document, Outcome, Refused
 from keystone.sinks.documents import AlertRows, CohortRows, SessionRows
 from keystone.sinks.elastic import ElasticRows
 from keystone.sinks.elastic_admin import retain, setup, unready
 from keystone.sinks.elastic_http import Nodes
-from keystone.sinks.elastic_schema import FIELDS, day_of, template_name
-from keystone.sinks.shell import BufferedSink
+from keystone.sinks.elastic_schema import FIELDS, INDEXED_KINDS, day_of, template, template_name
 from tests.fault_proxy import Fault, FaultProxy
-from tests.search_server import SearchServer, can_run
-from tests.sink_rows import until
+from tests.search_alerts import BRIEF, LIMIT_S, NOW_MS, alert, alerts, assert_each_once, clear, hits, sink_to
+from tests.search_server import SearchServer
 
 pytestmark = pytest.mark.search
 
-NOW_MS = int(time.time() * 1_000)
-QUICK = SinksConfig(batch_items_max=100, retry_first_ms=20, retry_max_ms=500, mark_wait_ms=200)
-BRIEF = ElasticConfig(request_timeout_ms=2_000, connect_timeout_ms=1_000, dead_node_ms=200)
-LIMIT_S = 120.0
 Start = Callable[..., SearchServer]
-HOSTILE = ('"', "\\", '}\n{"delete":{"_id":"0"}}', "\r\n\u2028\u0085\x00\x1b[2J", "é😀\uffff", "x" * 1_000_000, "", "a.b.c", "../..", "null")
-
-
-def alert(number: int, *, event_ts: int = NOW_MS, append_ts_ms: int = NOW_MS, **dimensions: str) -> Alert:
-    values = {**dict.fromkeys(DIMENSIONS), "region": f"r{number % 3}", "device_type": f"t{number % 2}", "cdn": "c", **dimensions}
-    return Alert(f"{number:032x}", "buffering_loop", f"d{number}", f"s{number}", event_ts, 3, 3, None, 235, values, append_ts_ms)
-
-
-def alerts(first: int, count: int) -> AlertRows:
-    return AlertRows([alert(number) for number in range(first, first + count)])
-
-
-def clear(server: SearchServer) -> None:
-    for kind in KINDS:
-        for row in server.call("GET", f"/_cat/indices/keystone-{kind}-*?format=json&h=index"):
-            server.call("DELETE", f"/{row['index']}")
-
-
-def hits(server: SearchServer, kind: str = "alerts") -> list[dict[str, Any]]:
-    server.call("POST", f"/keystone-{kind}-*/_refresh")
-    found: list[dict[str, Any]] = server.call("POST", f"/keystone-{kind}-*/_search", {"size": 10_000, "query": {"match_all": {}}})["hits"]["hits"]
-    return found
-
-
-def assert_each_once(server: SearchServer, count: int) -> None:
-    assert sorted(hit["_id"] for hit in hits(server)) == sorted(f"{number:032x}" for number in range(count))
-
-
-def sink_to(url: str, config: ElasticConfig = BRIEF, refused: list[Refused] | None = None, spill_dir: Path | None = None) -> BufferedSink:
-    told: list[Refused] = [] if refused is None else refused
-    return BufferedSink("elastic", ElasticRows(Nodes(url, config)), QUICK, told.extend, spill_dir)
 
 
 @pytest.fixture
@@ -81,7 +43,7 @@ def server(search: SearchServer) -> Iterator[SearchServer]:
 # --- setup, retention, commands ---------------------------------------------------------------------------------------
 def test_setup_installs_updates_and_then_changes_nothing(search: SearchServer) -> None:
     clear(search)
-    for kind in KINDS:
+    for kind in INDEXED_KINDS:
         if not unready(Nodes(search.url, BRIEF)):
             search.call("DELETE", f"/_index_template/{template_name(kind)}")
     nodes = Nodes(search.url, BRIEF)
@@ -90,13 +52,44 @@ def test_setup_installs_updates_and_then_changes_nothing(search: SearchServer) -
     list(setup(nodes))
     assert unready(nodes) == []
     ElasticRows(nodes).send_batch(alerts(0, 1).documents(0, 1))
-    old = search.call("GET", f"/_index_template/{template_name('alerts')}")["index_templates"][0]["index_template"]
-    search.call("PUT", f"/_index_template/{template_name('alerts')}", {**old, "_meta": {"digest": "older"}})
-    assert unready(nodes) == ["the template keystone-alerts is another version's"]
-    lines = list(setup(nodes))
-    assert lines[0] == "keystone-alerts: updated, for keystone-alerts-*"
-    assert lines[1].endswith("brought up to its template")
-    assert [line.rpartition(": ")[2] for line in setup(nodes)] == ["is there already"] * 3
+    assert [line.rpartition(": ")[2] for line in setup(nodes)] == ["is there already, version 1"] * 3
+
+
+def test_setup_goes_up_from_older_versions_and_never_down(server: SearchServer) -> None:
+    nodes, path, wanted = Nodes(server.url, BRIEF), f"/_index_template/{template_name('alerts')}", template("alerts")
+    older = wanted | {"version": 0, "_meta": {"digest": "older"}}
+    older["template"] = {"settings": {}, "mappings": {"dynamic": "strict", "properties": {"seq": {"type": "long"}}}}
+    server.call("PUT", path, older)
+    server.call("PUT", "/keystone-alerts-2026.11.01", {})
+    server.call("PUT", "/keystone-alerts-2026.11.02", {})
+    server.call("PUT", "/keystone-alerts-mine", {})
+    assert unready(nodes) == ["the template keystone-alerts is an older version's"]
+    server.call("PUT", path, wanted)  # a setup that was killed here
+    assert list(setup(nodes))[:3] == [
+        "keystone-alerts: is there already, version 1",
+        *(f"keystone-alerts-2026.11.0{day}: brought up to its template" for day in (1, 2)),
+    ]
+    assert [line.rpartition(": ")[2] for line in setup(nodes)] == ["is there already, version 1"] * 3
+    mapped = server.call("GET", "/keystone-alerts-*/_mapping")
+    assert {name: len(said["mappings"]["properties"]) for name, said in mapped.items()} == {
+        "keystone-alerts-2026.11.01": len(FIELDS["alerts"]), "keystone-alerts-2026.11.02": len(FIELDS["alerts"]), "keystone-alerts-mine": 1,
+    }  # fmt: skip
+    server.call("PUT", path, wanted | {"version": 2, "_meta": {"digest": "newer"}})
+    assert unready(nodes) == []  # it takes what ours says too
+    with pytest.raises(UsageError, match="of a newer Keystone"):
+        list(setup(nodes))
+    server.call("DELETE", path)
+    server.call("PUT", path, {"index_patterns": ["keystone-alerts-*"], "priority": 1})
+    assert unready(nodes) == ["the template keystone-alerts is somebody else's"]
+    assert next(iter(setup(nodes))) == "keystone-alerts: updated, version 1, for keystone-alerts-*"
+
+
+def test_a_mapping_that_cannot_be_changed_is_told_and_the_rest_goes_on(server: SearchServer) -> None:
+    server.call("DELETE", f"/_index_template/{template_name('alerts')}")
+    server.call("PUT", "/keystone-alerts-2026.11.01", {"mappings": {"properties": {"seq": {"type": "keyword"}}}})
+    lines = list(setup(Nodes(server.url, BRIEF)))
+    assert lines[1].startswith("keystone-alerts-2026.11.01: stays as it is: the search server refuses this (status 400)")
+    assert len(lines) == 4
 
 
 def test_commands_say_what_they_do(server: SearchServer) -> None:
@@ -143,19 +136,6 @@ def test_every_field_of_every_kind_is_taken_and_nothing_else(server: SearchServe
     (answer,) = ElasticRows(Nodes(server.url, BRIEF)).send_batch([unknown])
     assert answer.outcome is Outcome.REFUSED
     assert "strict" in answer.reason
-
-
-def test_hostile_strings_change_nothing_but_their_own_document(server: SearchServer) -> None:
-    made = [alert(n, user_id=HOSTILE[n % len(HOSTILE)] if n < 200 else HOSTILE[n % 5], title_id=HOSTILE[n % 5]) for n in range(5_000)]
-    sink = sink_to(server.url, ElasticConfig())
-    sink.offer([AlertRows(made)])
-    assert sink.flush(LIMIT_S), sink.status()
-    sink.close(LIMIT_S)
-    server.call("POST", "/keystone-alerts-*/_refresh")
-    assert server.call("GET", "/keystone-alerts-*/_count")["count"] == len(made)
-    for n in range(0, 200, 7):
-        (found,) = server.call("POST", "/keystone-alerts-*/_search", {"query": {"ids": {"values": [f"{n:032x}"]}}})["hits"]["hits"]
-        assert {name: found["_source"].get(name) for name in DIMENSIONS} == made[n].dimensions
 
 
 def test_one_bad_line_sinks_no_batch(server: SearchServer) -> None:
@@ -219,8 +199,53 @@ def test_a_request_too_large_is_halved(server: SearchServer) -> None:
         rows = ElasticRows(Nodes(proxy.url, BRIEF))
         proxy.faults.extend([Fault("status", status=413)] * 3)
         assert {answer.outcome for answer in rows.send_batch(alerts(0, 80).documents(0, 80))} == {Outcome.DONE}
-        assert [body.count(b"\n") // 2 for _, path, body in proxy.requests if path.startswith("/_bulk")] == [80, 40, 20, 10, 10, 20, 40]
+        sizes = [body.count(b"\n") // 2 for _, path, body in proxy.requests if path.startswith("/_bulk")]
+        assert sizes == [80, 40, 20, *[10] * 8]
     assert_each_once(server, 80)
+
+
+def test_a_server_that_goes_away_amid_the_halves_is_asked_no_more(server: SearchServer) -> None:
+    with FaultProxy(server.url) as proxy:
+        rows = ElasticRows(Nodes(proxy.url, BRIEF))
+        proxy.faults.extend([*[Fault("status", status=413)] * 2, Fault("delay"), *[Fault("status", status=503)] * 50])
+        answers = rows.send_batch(alerts(0, 80).documents(0, 80))
+        assert [answer.outcome for answer in answers] == [Outcome.DONE] * 20 + [Outcome.AGAIN] * 60
+        assert len(proxy.faults) == 49
+    assert_each_once(server, 20)
+
+
+def test_a_closed_index_is_no_fault_of_an_alert(server: SearchServer) -> None:
+    rows = ElasticRows(Nodes(server.url, BRIEF))
+    (first, second) = alerts(0, 2).documents(0, 2)
+    rows.send_batch([first])
+    (index,) = [row["index"] for row in server.call("GET", "/_cat/indices/keystone-alerts-*?format=json&h=index")]
+    server.call("POST", f"/{index}/_close")
+    (answer,) = rows.send_batch([second])
+    assert answer.outcome is Outcome.AGAIN, answer
+    server.call("POST", f"/{index}/_open")
+    (answer,) = rows.send_batch([second])
+    assert answer.outcome is Outcome.DONE, answer
+
+
+def test_no_index_is_made_without_its_template_even_later(server: SearchServer) -> None:
+    rows = ElasticRows(Nodes(server.url, BRIEF))
+    rows.send_batch(alerts(0, 1).documents(0, 1))
+    server.call("DELETE", f"/_index_template/{template_name('alerts')}")
+    rows.send_batch(alerts(1, 1).documents(0, 1))  # its index is there
+    yesterday = NOW_MS - DAY_MS
+    with pytest.raises(SinkBusy, match="not installed"):
+        rows.send_batch(AlertRows([alert(2, event_ts=yesterday, append_ts_ms=yesterday)]).documents(0, 1))
+
+
+def test_what_no_index_takes_is_refused_alone(server: SearchServer) -> None:
+    rows = ElasticRows(Nodes(server.url, BRIEF))
+    (good,) = alerts(0, 1).documents(0, 1)
+    answers = rows.send_batch(
+        [Document("events", "e", good.day, b"{}"), good, Document("alerts", "a", 1 << 60, b"{}"), Document("alerts", "b", -(1 << 40), b"{}")]
+    )
+    assert [answer.outcome for answer in answers] == [Outcome.REFUSED, Outcome.DONE, Outcome.REFUSED, Outcome.REFUSED]
+    assert "route them to a topic" in answers[0].reason
+    assert [answer.outcome for answer in rows.send_batch([Document("events", "e", good.day, b"{}")])] == [Outcome.REFUSED]
 
 
 def test_a_refused_login_is_one_clear_line_and_asked_again_slowly(server: SearchServer) -> None:
@@ -266,86 +291,13 @@ def test_no_shard_more_is_no_fault_of_an_alert(search_server: Start) -> None:
     assert answer.outcome is Outcome.DONE, answer
 
 
-# --- servers in trouble -----------------------------------------------------------------------------------------------
-@pytest.mark.faults
-@pytest.mark.slow
-@pytest.mark.parametrize("flavor", [name for name in ("opensearch", "elasticsearch8") if can_run(name)])
-def test_frozen_then_killed_then_back(flavor: str, search_server: Start, tmp_path: Path) -> None:
-    server = search_server(flavor)
-    list(setup(Nodes(server.url, BRIEF)))
-    sink = sink_to(server.url, spill_dir=tmp_path / "a")
-    stop, number, longest_ms = threading.Event(), 0, 0.0
-
-    def strike() -> None:
-        time.sleep(1.0)
-        server.pause()
-        time.sleep(6.0)
-        server.kill()
-        server.start()
-        stop.set()
-
-    striking = threading.Thread(target=strike)
-    striking.start()
-    marks = []
-    while not stop.is_set():
-        until(sink.has_room)
-        started = time.monotonic()
-        sink.offer([alerts(number, 20)])
-        longest_ms = max(longest_ms, 1_000 * (time.monotonic() - started))
-        number += 20
-        if number % 1_000 == 0:
-            marks.append(sink.mark())
-            until(lambda: sink.is_kept(marks[-1]))  # a checkpoint waits for the disk, not for the server
-        time.sleep(0.05)
-    striking.join()
-    assert sink.flush(LIMIT_S), sink.status()
-    status = sink.status()
-    assert sink.close(LIMIT_S) == 0
-    assert_each_once(server, number)
-    assert status["circuit_opened"] >= 1
-    assert status["dropped"] == {}
-
-
-@pytest.mark.faults
-@pytest.mark.slow
-@pytest.mark.parametrize("flavor", [name for name in ("opensearch", "elasticsearch8") if can_run(name)])
-def test_a_queue_of_one_puts_off_and_loses_nothing(flavor: str, search_server: Start) -> None:
-    server = search_server(flavor, settings={"thread_pool.write.queue_size": "1", "thread_pool.write.size": "1"})
-    list(setup(Nodes(server.url, BRIEF)))
-    sinks = [sink_to(server.url, ElasticConfig()) for _ in range(8)]
-    for first in range(0, 8_000, 1_000):
-        for sink in sinks:
-            sink.offer([alerts(first, 1_000)])  # all say the same: only one may count
-    for sink in sinks:
-        assert sink.flush(LIMIT_S), sink.status()
-    put_off = sum(sink.status()["retried"] for sink in sinks)
-    for sink in sinks:
-        assert sink.close(LIMIT_S) == 0
-    assert put_off > 0
-    assert_each_once(server, 8_000)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not can_run("elasticsearch8"), reason="needs a Java 17, which .ci/run installs: OpenSearch's jars know no login")
-def test_a_login_is_used_and_a_wrong_one_refused(search_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = search_server("elasticsearch8", users={"keystone": "secret-pass"})
-    monkeypatch.setenv("KEYSTONE_ELASTIC__PASSWORD", "secret-pass")
-    monkeypatch.setenv("KEYSTONE_ELASTIC__USERNAME", "keystone")
-    run = CliRunner()
-    assert "installed" in run.invoke(cli, ["elastic", "setup", "--elastic", server.url]).output
-    monkeypatch.setenv("KEYSTONE_ELASTIC__PASSWORD", "wrong-secret")
-    checked = run.invoke(cli, ["elastic", "check", "--elastic", server.url])
-    assert checked.exit_code == 1
-    assert "refuses the login (status 401)" in checked.output
-    assert "secret" not in checked.output
-
-
 # --- looking ----------------------------------------------------------------------------------------------------------
 def test_top_shows_the_worst_first(server: SearchServer) -> None:
     start = int(time.time() * 1_000) // 1_000 * 1_000 - 5_000
     own = {"window_start_ms": start, "window_ms": 1_000, "played_ms": 900, "attempts": 10, "ebvs": 1, "vsf": 0, "vpf": 0, "ended": 5}
     rows: list[dict[str, Any]] = [{**own, "region": f"r{n}", "cdn": None, "stall_ms": 100 * n} for n in range(3)]
     rows += [{**own, "region": "r0", "cdn": "c", "stall_ms": 90_000}]  # a pair: counts for neither alone
+    rows += [{**own, "region": None, "cdn": None, "stall_ms": 300, "played_ms": 2_700, "attempts": 30, "ebvs": 3}]
     made = [alert(n, append_ts_ms=start, region="r1", cdn="bad\x1b[2J") for n in range(7)]
     sink = sink_to(server.url)
     sink.offer([CohortRows(pa.Table.from_pylist(rows), 1), AlertRows(made)])
@@ -359,3 +311,7 @@ def test_top_shows_the_worst_first(server: SearchServer) -> None:
     assert "region r2 alerts=0 rebuffering=18.18% EBVS=10.00% VSF=0.00% VPF=0.00% attempts=10" in lines
     assert any(line.startswith("region r1 alerts=7 rebuffering=10.00%") for line in lines)
     assert any(line.startswith("cdn bad?[2J alerts=7 rebuffering=-") for line in lines)
+    assert lines[0].startswith("last 60 s to ")
+    assert lines[1] == "all all alerts=7 rebuffering=10.00% EBVS=10.00% VSF=0.00% VPF=0.00% attempts=30"
+    later = look(Nodes(server.url, BRIEF), start + 3_600_000, 60)
+    assert (later.tables, later.newest_ms) == ({"region": [], "device_type": [], "cdn": []}, start)

@@ -9,7 +9,7 @@ import pytest
 from keystone.events import DIMENSIONS, Alert
 from keystone.session_records import SESSION_SCHEMA
 from keystone.sinks.base import DAY_MS, event_day
-from keystone.sinks.documents import AlertRows, CohortRows, SessionRows
+from keystone.sinks.documents import FEW_ROWS, AlertRows, CohortRows, SessionRows
 from keystone.sinks.elastic import lines_of
 from keystone.sinks.elastic_schema import FIELDS, day_of, index_of
 
@@ -61,6 +61,14 @@ def test_alerts_leave_out_what_is_absent_and_one_that_is_no_text_is_told() -> No
     lone = Alert("0" * 32, "open_stall", "\ud800", "s", 5, None, 2, None, 235, {}, NOW_MS)
     with pytest.raises(TypeError):
         AlertRows([lone]).documents(0, 1)
+
+
+def test_few_sessions_and_many_are_said_alike() -> None:
+    made = table(FEW_ROWS + 10)
+    many = SessionRows(made, NOW_MS).documents(0, made.num_rows)
+    few = [SessionRows(made, NOW_MS).documents(row, row + 1)[0] for row in range(made.num_rows)]
+    assert [(one.id, one.day, orjson.loads(one.body)) for one in few] == [(one.id, one.day, orjson.loads(one.body)) for one in many]
+    assert not any(b"\n" in one.body for one in few)
 
 
 def test_cohorts_are_named_by_window_and_dimensions_and_carry_ratios_of_sums() -> None:

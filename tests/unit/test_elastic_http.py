@@ -44,13 +44,17 @@ def test_a_login_in_a_url_is_refused_and_not_repeated() -> None:
         (ElasticConfig(username="u"), "KEYSTONE_ELASTIC__PASSWORD"),
         (ElasticConfig(password=SecretStr("p")), "elastic.username"),
         (ElasticConfig(username="u", password=SecretStr("p"), api_key=SecretStr("k")), "two logins"),
+        (ElasticConfig(api_key=SecretStr("secret\nkey")), "elastic.api_key holds"),
+        (ElasticConfig(api_key=SecretStr("sécret-key")), "elastic.api_key holds"),
+        (ElasticConfig(username="u:v", password=SecretStr("secret")), "elastic.username holds a colon"),
         (ElasticConfig(api_key_file="/no/such/file"), "name another file"),
         (ElasticConfig(tls_ca_file="/no/such/file"), "elastic.tls_ca_file"),
     ],
 )
 def test_logins_and_files_that_cannot_be_used_are_refused(config: ElasticConfig, cure: str) -> None:
-    with pytest.raises(UsageError, match=cure):
+    with pytest.raises(UsageError, match=cure) as caught:
         Nodes("https://127.0.0.1", config)
+    assert not any(part in str(caught.value) for part in ("secret", "sécret", "u:v"))
 
 
 def test_a_login_leaves_this_machine_by_tls_only() -> None:

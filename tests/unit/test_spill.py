@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from keystone.errors import SinkError, UsageError
 from keystone.sinks.base import Document
-from keystone.sinks.spill import Spill
+from keystone.sinks.spill import READS_MAX, Spill
 
 DOCUMENTS = [Document("alerts", f"id{n}", 20_000 + n, b'{"n":"\\u0000%d"}' % n + b" \0" * n, n - 1) for n in range(20)]
 
@@ -39,17 +41,84 @@ def test_a_file_cut_anywhere_gives_what_is_whole_and_is_kept(tmp_path: Path) -> 
     written(tmp_path / "a")
     (path,) = (tmp_path / "a").glob("*.spill")
     text = path.read_bytes()
-    for cut in range(text.index(b"\n") + 1, len(text), 7):
+    for cut in range(0, len(text), 7):
         path.write_bytes(text[:cut])
         spill = Spill(tmp_path / "a")
-        ((kind, segment),) = spill.found()
-        documents = spill.read(kind, segment)
-        assert documents == {n: DOCUMENTS[n] for n in range(len(documents))}
-        assert len(documents) < 20
-        spill.delete(kind, segment)
+        for kind, segment in spill.found():
+            documents = spill.read(kind, segment)
+            assert documents == {n: DOCUMENTS[n] for n in range(len(documents))}
+            assert len(documents) < 20
+            spill.delete(kind, segment)
         spill.close()
         assert not path.exists()
-        assert path.with_suffix(".damaged").exists()
+        path.with_suffix(".damaged").unlink()
+
+
+def test_a_bit_flipped_anywhere_is_noticed_and_told(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    (path,) = (tmp_path / "a").glob("*.spill")
+    text = path.read_bytes()
+    for place in range(len(text)):
+        changed = bytearray(text)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        spill = Spill(tmp_path / "a")
+        for kind, segment in spill.found():
+            documents = spill.read(kind, segment)
+            assert all(documents[n] == DOCUMENTS[n] for n in documents)
+            assert all(n < segment.documents for n in documents)
+            spill.delete(kind, segment)
+        spill.close()
+        assert path.with_suffix(".damaged").read_bytes() == changed
+        path.with_suffix(".damaged").unlink()
+
+
+def test_blocks_of_zeros_are_no_documents(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    (path,) = (tmp_path / "a").glob("*.spill")
+    text = path.read_bytes()
+    path.write_bytes(text[:400] + b"\0" * (len(text) - 400))
+    spill = Spill(tmp_path / "a")
+    ((kind, segment),) = spill.found()
+    assert spill.read(kind, segment).keys() == set(range(len(spill.read(kind, segment))))
+    spill.delete(kind, segment)
+    assert path.with_suffix(".damaged").exists()
+    spill.close()
+
+
+def test_a_damaged_head_costs_no_document(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    (path,) = (tmp_path / "a").glob("*.spill")
+    path.write_bytes(b"\xff" * 12 + path.read_bytes()[12:])
+    spill = Spill(tmp_path / "a")
+    ((kind, segment),) = spill.found()
+    assert spill.read(kind, segment) == dict(enumerate(DOCUMENTS))
+    spill.close()
+
+
+def test_a_file_that_the_disk_does_not_give_is_asked_for_again_and_never_removed(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    (path,) = (tmp_path / "a").glob("*.spill")
+    spill = Spill(tmp_path / "a")
+    ((kind, segment),) = spill.found()
+    path.rename(tmp_path / "away")
+    path.mkdir()  # whoever runs the tests may read what nobody may
+    for _ in range(READS_MAX - 1):
+        with pytest.raises(SinkError, match="tried again"):
+            spill.read(kind, segment)
+    assert spill.read(kind, segment) == {}
+    spill.delete(kind, segment)
+    assert path.with_suffix(".damaged").exists()
+    spill.close()
+
+
+def test_a_file_set_aside_is_never_replaced_by_another(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    (path,) = (tmp_path / "a").glob("*.spill")
+    path.rename(path.with_suffix(".damaged"))
+    spill = Spill(tmp_path / "a")
+    assert spill.write("alerts", DOCUMENTS).number == 2
+    spill.close()
 
 
 def test_a_changed_byte_costs_its_document_alone(tmp_path: Path) -> None:
@@ -92,6 +161,29 @@ def test_one_process_uses_a_directory_and_a_dead_ones_files_are_adopted(tmp_path
     assert list(second.found()) == []
     first.close()
     second.close()
+
+
+def test_files_of_another_sink_are_not_adopted(tmp_path: Path) -> None:
+    other = Spill(tmp_path / "other", "topic")
+    other.write("alerts", DOCUMENTS)
+    other.close()
+    spill = Spill(tmp_path / "a", "elastic")
+    assert list(spill.found()) == []
+    spill.close()
+    heir = Spill(tmp_path / "b", "topic")
+    assert [segment.documents for _, segment in heir.found()] == [20]
+    heir.close()
+
+
+def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: Path) -> None:
+    code = "import sys; from keystone.sinks.spill import Spill; spill = Spill(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match="in use by another run"):
+            Spill(tmp_path / "a")
+        process.kill()
+    Spill(tmp_path / "a").close()
 
 
 def test_a_disk_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
