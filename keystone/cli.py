@@ -13,6 +13,7 @@ from keystone.errors import KeystoneError, UsageError
 
 #: name -> (where its click command is, one line of help)
 COMMANDS = {
+    "audit": ("keystone.run.audit:audit_command", "Compare log, lake, index and dead letters, minute by minute."),
     "bench": ("keystone.bench.__main__:bench_command", "Run devices, sessions and lake on this machine, and judge the run."),
     "dead-letters": ("keystone.run.dead_letters:dead_letters_command", "Look at unusable lines, count them, put mended ones back."),
     "demo": ("keystone.run.demo:demo_command", "Devices and a run in one terminal: the story within seconds."),

@@ -104,6 +104,24 @@ def open_letters(url: str, config: KafkaConfig) -> LetterSource:
     return FileLetters(Path(url))
 
 
+class EmptyLetters:
+    """A place where no dead letter has been written yet."""
+
+    is_exact, torn = True, 0
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def letters(self, partition: int | None = None) -> Iterator[Letter]:  # noqa: ARG002 - there are none
+        return iter(())
+
+    def forgotten(self, partition: int) -> bool:  # noqa: ARG002 - nor were there any
+        return False
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class FileLetters:
     """NDJSON files of a directory, or one of them."""
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"routes", "pipeline", "checkpoint", "checkpoint_format", "ownership"},
     {"log", "sinks", "sim", "testing"},
     {"actors"},
-    {"bench", "replay", "run", "web", "cli", "__main__"},
+    {"audit", "bench", "replay", "run", "web", "cli", "__main__"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
