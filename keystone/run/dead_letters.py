@@ -1,4 +1,4 @@
-"""``keystone dead-letters list|show|count|replay``: what could not be used, looked at, counted, and put back when it is mended."""
+"""``keystone dead-letters list|show|count``: what could not be used, looked at and counted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIMIT: Final = 100  # of lines listed where nobody says
 
 @click.group("dead-letters", context_settings=CONTEXT)
 def dead_letters_command() -> None:
-    """Look at lines that could not be used, count them, and put them back on the log when they are mended."""
+    """Look at lines that could not be used, and count them."""
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -146,7 +146,7 @@ def test_files_are_read_in_order_and_others_are_left_alone(tmp_path: Path) -> No
 
 
 def test_objects_of_a_bucket_are_read_in_order() -> None:
-    url = f"memory://letters-{next(numbers)}/x"
+    url = f"memory://letters-read-{next(numbers)}/x"
     objects = LetterObjects(open_store(url), url, "0f-")
     for partition in (0, 12):
         objects.own(partition, 1)
