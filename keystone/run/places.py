@@ -228,7 +228,7 @@ def _topic(option: str, given: str, topic: str) -> KafkaUrl:
 def _dead_letters(given: str | None, log: LogUrl, config: Config, lake: Path | str | None) -> tuple[KafkaUrl | None, str | None]:
     """A topic, or a directory or bucket, or neither: then they are counted by reason only."""
     if given is None:
-        return (log.beside(config.kafka.dead_letters_topic), None) if isinstance(log, KafkaUrl) else (None, _letters_beside(lake))
+        return (log.beside(config.kafka.dead_letters_topic), None) if isinstance(log, KafkaUrl) else (None, letters_beside(lake))
     if given == NONE:
         return None, None
     if given.startswith("s3://"):
@@ -239,7 +239,7 @@ def _dead_letters(given: str | None, log: LogUrl, config: Config, lake: Path | s
     return None, str(Path(given).absolute())
 
 
-def _letters_beside(lake: Path | str | None) -> str | None:
+def letters_beside(lake: Path | str | None) -> str | None:
     if isinstance(lake, str):
         prefix = lake.removeprefix("s3://").partition("/")[2]
         return f"{lake}-{LETTERS_DIR}" if prefix else f"{lake}/{LETTERS_DIR}"  # beside data and metadata

@@ -101,14 +101,14 @@ class KafkaLog:
         if not 0 <= partition < self.partitions:
             raise UsageError(f"{self.url}: no partition {partition}: there are 0 to {self.partitions - 1}")
 
-    def reader(self, partition: int, *, start_offset: int | None = None) -> KafkaReader:
-        """A reader at the start offset, or at ``start_offset`` (unchecked: polls tell where it is out of range)."""
+    def reader(self, partition: int, *, start_offset: int | None = None, kind: type[KafkaReader] = KafkaReader) -> KafkaReader:
+        """A reader at the start offset, or at ``start_offset`` (unchecked: polls tell where it is out of range). ``kind``: ``headers.HeaderReader``."""
         self._check(partition)
         place = self.offset(partition, EARLIEST) if start_offset is None else start_offset
         with self._lock:
             if self._fetcher is None:
                 self._fetcher = Fetcher(self.client, self.topic)
-            reader = KafkaReader(self, self._fetcher, partition, place, self._groups.note)
+            reader = kind(self, self._fetcher, partition, place, self._groups.note)
             self._readers = [*self._open_readers(), reader]
         return reader
 

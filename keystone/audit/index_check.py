@@ -1,0 +1,128 @@
+"""An index beside its lake. What differs at first is looked at again until it is settled: documents are searchable, and commits made, a little later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from keystone.audit.engine import Audit
+from keystone.audit.index_side import IndexSide
+from keystone.audit.lake_side import LakeSide
+from keystone.audit.places import MINUTE_MS, Cell, Difference
+from keystone.sinks.base import ALERTS, SESSIONS
+
+LOOK_EVERY_S: Final = 2.0
+ALWAYS_MS: Final = 253_402_300_800_000  # the year 10000: what a date of a search server still takes
+WHERE: Final[Mapping[str, str]] = {ALERTS: "index alerts", SESSIONS: "index sessions"}
+
+
+@dataclass(slots=True)
+class IndexCheck:
+    """``wait_s``: how long what differs is looked at again. ``settle_ms``: before a lake's end, within which a row may still be on its way into it."""
+
+    lake: LakeSide
+    index: IndexSide
+    wait_s: float
+    settle_ms: int
+    from_ms: int | None = None
+    until_ms: int | None = None
+    sleep: Callable[[float], None] = time.sleep
+
+    def into(self, found: Audit) -> None:
+        """Alerts and sessions, each a kind of documents."""
+        for kind, rows in ((ALERTS, self.lake.alerts), (SESSIONS, self.lake.sessions)):
+            self._kind(found, kind, rows)
+
+    def _kind(self, found: Audit, kind: str, rows: Callable[[], pl.DataFrame]) -> None:
+        whole = rows()
+        first_day = self.index.first_day(kind)
+        if first_day is None and kind == SESSIONS:
+            found.notes.append("the index has no sessions: not compared")
+            return
+        expected, told_twice = self._within(whole).unique("id", keep="first", maintain_order=True), self._within(whole)
+        if twice := told_twice.height - expected.height:
+            why = "keystone lake verify tells which"
+            found.differences.append(Difference(-1, None, f"lake {kind}", expected.height, told_twice.height, doubled=twice, first=why))
+        if first_day is not None and (old := expected.filter(pl.col("day") < first_day)).height:
+            found.notes.append(f"{old.height:,} {kind} are older than the first index there is: not compared")
+            expected = expected.filter(pl.col("day") >= first_day)
+        documents = self.index.documents(kind, *self._moments()) if first_day is not None else self.index.those(kind, [])
+        missing, extra = self._settled(kind, whole, expected, documents, rows)
+        extra = self._without_in_flight(found, kind, extra)
+        _Telling(found, kind).tell(expected, documents, missing, extra)
+
+    def _moments(self) -> tuple[int, int]:
+        return self.from_ms or 0, self.until_ms if self.until_ms is not None else ALWAYS_MS
+
+    def _within(self, frame: pl.DataFrame) -> pl.DataFrame:
+        first, behind = self._moments()
+        return frame.filter(pl.col("at_ms") >= first, pl.col("at_ms") < behind)
+
+    def _settled(
+        self, kind: str, whole: pl.DataFrame, expected: pl.DataFrame, documents: pl.DataFrame, rows: Callable[[], pl.DataFrame]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows without a document, and documents without a row, after looking again for a while."""
+        missing = expected.join(documents, on="id", how="anti")
+        extra = documents.join(whole, on="id", how="anti")
+        until = time.monotonic() + self.wait_s
+        while missing.height or extra.height:
+            there = self.index.those(kind, missing["id"].to_list())
+            missing = missing.join(there, on="id", how="anti")
+            if extra.height:
+                extra = extra.join(rows(), on="id", how="anti")
+                extra = extra.join(self.index.those(kind, extra["id"].to_list()), on="id", how="semi")
+            if time.monotonic() >= until or not (missing.height or extra.height):
+                break
+            self.sleep(min(LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+        return missing, extra
+
+    def _without_in_flight(self, found: Audit, kind: str, extra: pl.DataFrame) -> pl.DataFrame:
+        """Documents whose row the lake need not have yet are none that are too many."""
+        behind = {p.partition: p for p in found.partitions if not p.is_caught_up}
+        if not behind or not extra.height:
+            return extra
+        if kind == SESSIONS:  # a document does not tell its partition, nor when it was closed
+            found.in_flight_documents += extra.height
+            return extra.clear()
+        limits = {p: self.lake.chain[p].log_time_ms - self.settle_ms if p in self.lake.chain else 0 for p in behind}
+        limit = pl.col("partition").replace_strict(limits, default=ALWAYS_MS, return_dtype=pl.Int64)
+        found.in_flight_documents += extra.filter(pl.col("at_ms") >= limit).height
+        return extra.filter(pl.col("at_ms") < limit)
+
+
+@dataclass(slots=True)
+class _Telling:
+    found: Audit
+    kind: str
+
+    def tell(self, expected: pl.DataFrame, documents: pl.DataFrame, missing: pl.DataFrame, extra: pl.DataFrame) -> None:
+        """Counts into the cells, and a difference for each minute and partition that has one."""
+        doubled = documents.filter(~pl.col("id").is_first_distinct())
+        known = documents.join(expected, on="id", how="semi")
+        self.found.indexed[self.kind] = expected.height, expected.height - missing.height
+        here, there = _counts(expected), _counts(known.unique("id"))
+        if self.kind == ALERTS:
+            for name, counts in (("alerts", here), ("indexed", there)):
+                for key, count in counts.items():
+                    setattr(self.found.cells.cells.setdefault(key, Cell()), name, count)
+        if doubled.height and self.kind == SESSIONS:  # its day is log time's where its clock is broken, and a replay may choose the next one
+            self.found.notes.append(f"{doubled.height:,} sessions have more than one document, such as {doubled['id'][0]}: in the indices of two days")
+            doubled = doubled.clear()
+        away, more, twice = (_counts(part) for part in (missing, extra, doubled))
+        firsts = pl.concat([missing, extra, doubled])
+        for key in sorted({*away, *more, *twice}):
+            some = firsts.filter(pl.col("partition") == key[0], pl.col("at_ms") // MINUTE_MS == key[1])
+            first, wanted = str(some.sort("at_ms", "id")["id"][0]), here.get(key, 0)
+            n, m, k = away.get(key, 0), more.get(key, 0), twice.get(key, 0)
+            difference = Difference(*key, WHERE[self.kind], wanted, wanted - n + m + k, missing=n, extra=m, doubled=k, first=first)
+            self.found.differences.append(difference)
+
+
+def _counts(frame: pl.DataFrame) -> dict[tuple[int, int], int]:
+    """Rows by partition and minute."""
+    grouped = frame.group_by("partition", minute=pl.col("at_ms") // MINUTE_MS).len()
+    return {(partition, minute): count for partition, minute, count in grouped.iter_rows()}
