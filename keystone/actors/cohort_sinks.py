@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from keystone.actors.cohort_merging import CohortMerging, OnRows
+from keystone.actors.console_tap import ConsoleTap
 from keystone.errors import SinkBusy
 from keystone.logs import get
 from keystone.routes_sources import COHORTS, cohorts_frame
@@ -44,7 +45,8 @@ class CohortSinks:
         self._refusals = Refusals(Path(sinks.refused), role)
         self._dimensions = config.cohorts.dimensions
         routes = routes_of(sinks, config).of(COHORTS)
-        self._sinks = open_sinks({route.sink for route in routes}, sinks, config, role=role, refusals=self._refusals)
+        self.console = ConsoleTap()
+        self._sinks = open_sinks(routes, sinks, config, role=role, refusals=self._refusals, console=self.console)
         self._routes = [route for route in routes if route.sink in self._sinks]
         self._asked_s = 0.0
         self._also = also

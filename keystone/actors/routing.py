@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keystone.events import Alert, DeadLetter, EventBatch
     from keystone.pipeline import StepResult
     from keystone.routes import Route, Routes, Target
+    from keystone.sinks.file_rows import BytesOut
 
 GATHER_S: Final = 0.25  # sessions and events that become a table at once: a table costs 1-3 ms however small it is
 GATHER_ROWS: Final = 4_096  # ... or so many
@@ -220,9 +221,9 @@ def _alert_rows(route: Route, alerts: Sequence[Alert]) -> Rows:
     return kept if route.outputs is None else Projected(kept, frame)
 
 
-def open_routing(spec: SinksSpec, config: Config, *, role: str, refusals: Refusals) -> Routing | None:
+def open_routing(spec: SinksSpec, config: Config, *, role: str, refusals: Refusals, console: BytesOut | None = None) -> Routing | None:
     """The routes of ``config`` to sinks that this run has beside alerts, dead letters and lake; None where there is none."""
     routes = routes_of(spec, config)
-    targets = {route.sink for source in STEP_SOURCES for route in routes.of(source)}
-    sinks = open_sinks(targets, spec, config, role=role, refusals=refusals)
+    steps = [route for source in STEP_SOURCES for route in routes.of(source)]
+    sinks = open_sinks(steps, spec, config, role=role, refusals=refusals, console=console)
     return Routing(routes, sinks) if sinks else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from keystone.actors.cohort_desk import CohortDesk, Fetched
+from keystone.actors.console_tap import ConsoleTap
 from keystone.actors.durable import CheckpointThread, SideFiles
 from keystone.actors.leases import Leases
 from keystone.actors.loop import LoopActor
@@ -122,6 +123,7 @@ class SessionActor(LoopActor):
         self._bucket: LakeBucket | None = None
         self._onward = Onward(CohortDesk() if spec.tells_cohorts and spec.config.cohorts.enabled else None)
         self._refusals: Refusals | None = None
+        self._console = ConsoleTap()
         self._story = StoryTap(spec.config.detection.loop_threshold) if spec.has_story else None
         self._began_s = 0.0  # when the last turn did
         self._bytes_per_s = 0.0
@@ -170,7 +172,8 @@ class SessionActor(LoopActor):
             from keystone.actors.routing import open_routing
 
             self._refusals = Refusals(Path(spec.sinks.refused), f"{self.name}-{self._incarnation[:8]}")
-            self._onward.routing = open_routing(spec.sinks, spec.config, role=f"{self.name}-{self._incarnation[:8]}", refusals=self._refusals)
+            role = f"{self.name}-{self._incarnation[:8]}"
+            self._onward.routing = open_routing(spec.sinks, spec.config, role=role, refusals=self._refusals, console=self._console)
 
     def _open_lake(self) -> Path | None:
         """Where files are written: the lake, or a spool before it."""
@@ -301,6 +304,10 @@ class SessionActor(LoopActor):
     def cohorts(self, cursor: tuple[str, int] | None = None) -> Fetched | None:
         """What was counted of cohorts since ``cursor``; None where nobody was to ask."""
         return self._onward.desk.fetch(cursor) if self._onward.desk is not None else None
+
+    def lines(self) -> list[bytes]:
+        """Of routes to the console, since the last call."""
+        return self._console.drain()
 
     def story(self) -> list[dict[str, Any]]:
         """What there is to show since the last call."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from keystone.errors import UsageError
 from keystone.log.url import EmbeddedUrl, LogUrl, open_embedded
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram, Ledger
+from keystone.routes import CONSOLE
 from keystone.run.places import PARQUET, SPOOL, Places
 from keystone.run.screen import StoryScreen
 from keystone.sinks.plain_lake import staging_of
@@ -108,6 +110,8 @@ class Service:
         self._rates: list[tuple[float, int, int, int]] = []  # (s, events, scenes, told)
         self._stories: dict[str, Any] = {}
         self._cohorts: CohortSinks | None = None
+        self._has_console = any(route.sink == CONSOLE for route in config.routes)
+        self._lines: dict[str, Any] = {}
 
     def run(self, screen: StoryScreen, is_stopped: Callable[[], bool], on_ray: Callable[[], None] = lambda: None) -> RunResult:
         """Start, watch, end; the result. ``on_ray``: called when Ray has started (it takes signals over)."""
@@ -198,6 +202,10 @@ class Service:
 
     def _tell(self, supervisor: Supervisor, screen: StoryScreen) -> None:
         """Fetch what there is to show, in order of time; waits for nobody."""
+        if self._has_console:
+            told = [lines for _, lines in supervisor.gather("session", "lines", self._lines)]
+            for line in chain(*told, self._cohorts.console.drain() if self._cohorts is not None else ()):
+                screen.say(line.decode("utf-8", "replace"))
         if not self._has_story:
             return
         scenes = supervisor.gather("session", "story", self._stories)

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 import orjson
 
@@ -20,13 +20,14 @@ NAME_CHARS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 class FileRows:
     """A ``RawSink``: ``DIRECTORY/KIND-PROCESS.ndjson``, a line ``{"id": ..., "revision": ..., "row": {...}}`` a document (``revision`` where it has one).
 
-    ``process``: a name that no other process writes under. A line is on the disk, whole, when it is acknowledged; a torn one that a dead
-    run left is cut off. Readers take the highest revision of an ``id``. ``UsageError`` where a file cannot be opened.
+    ``process``: a name that no other process writes under; ``stem``: in place of KIND, for a sink of one kind. A line is on the disk, whole,
+    when it is acknowledged; a torn one that a dead run left is cut off. Readers take the highest revision of an ``id``. ``UsageError`` where a
+    file cannot be opened.
     """
 
-    def __init__(self, directory: Path | str, process: str, kinds: Sequence[str]) -> None:
+    def __init__(self, directory: Path | str, process: str, kinds: Sequence[str], *, stem: str | None = None) -> None:
         name = "".join(sign if sign in NAME_CHARS else "_" for sign in process)
-        self._files = {kind: LineFile(Path(directory) / f"{kind}-{name}.ndjson") for kind in kinds}
+        self._files = {kind: LineFile(Path(directory) / f"{stem or kind}-{name}.ndjson") for kind in kinds}
         self._locks = {kind: threading.Lock() for kind in kinds}
 
     def send_batch(self, documents: Sequence[Document]) -> list[Answer]:
@@ -49,11 +50,18 @@ class FileRows:
                 file.close()
 
 
+class BytesOut(Protocol):
+    """What bytes are written to."""
+
+    def write(self, text: bytes, /) -> object: ...
+    def flush(self) -> object: ...
+
+
 class ConsoleRows:
     """A ``RawSink``: the same lines to standard output, with their ``kind``, for a look. Whoever reads no more ends nothing but this."""
 
-    def __init__(self, out: BinaryIO | None = None) -> None:
-        self._out = sys.stdout.buffer if out is None else out
+    def __init__(self, out: BytesOut | None = None) -> None:
+        self._out: BytesOut = sys.stdout.buffer if out is None else out
         self._lock = threading.Lock()
 
     def send_batch(self, documents: Sequence[Document]) -> list[Answer]:

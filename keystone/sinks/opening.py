@@ -16,10 +16,12 @@ import orjson
 from keystone.config import Config
 from keystone.errors import SinkError, UsageError
 from keystone.events import DeadLetter
+from keystone.log.url import KafkaUrl, parse_log_url
 from keystone.logs import get
-from keystone.routes import ACTIONS, ELASTIC, LAKE, Routes, Target, compile_routes
+from keystone.routes import ACTIONS, CONSOLE, ELASTIC, FILE, KAFKA, LAKE, Route, Routes, Target, compile_routes
 from keystone.routes_sources import DEAD_LETTERS
 from keystone.sinks.base import RawSink, Refused, Sink
+from keystone.sinks.file_rows import BytesOut, ConsoleRows, FileRows
 from keystone.sinks.ndjson import LineFile, dead_letter_line
 from keystone.sinks.route_sinks import sink_rules
 from keystone.sinks.shell import BufferedSink
@@ -100,15 +102,24 @@ def _partition_of(body: bytes) -> int:
     return found if isinstance(found, int) else 0
 
 
-def open_sinks(targets: Collection[Target], spec: SinksSpec, config: Config, *, role: str, refusals: Refusals) -> dict[Target, Sink]:
-    """Those of ``targets`` that are sinks of rows, each with its spill. ``UsageError`` for what cannot be used. Connects to nothing."""
+def open_sinks(
+    routes: Collection[Route], spec: SinksSpec, config: Config, *, role: str, refusals: Refusals, console: BytesOut | None = None
+) -> dict[Target, Sink]:
+    """The sinks of rows that ``routes`` lead to, each with its spill. ``UsageError`` for what cannot be used. ``console``: where lines for people go."""
+    kinds: dict[Target, set[str]] = {}
+    for route in routes:
+        kinds.setdefault(route.sink, set()).add(route.source)
     found: dict[Target, Sink] = {}
-    for target in sorted(targets):
-        raw = _raw(target, spec, config)
-        if raw is not None:
-            name = str(target)
-            spill = Path(spec.outbox) / _folder(target) / role
-            found[target] = BufferedSink(name, raw, config.sinks, partial(refusals.take, name), spill)
+    try:
+        for target, wanted in sorted(kinds.items()):
+            raw = _raw(target, sorted(wanted), spec, config, role, console)
+            if raw is not None:
+                name, spill = str(target), Path(spec.outbox) / _folder(target) / role
+                found[target] = BufferedSink(name, raw, config.sinks, partial(refusals.take, name), spill, kinds=sorted(wanted))
+    except BaseException:
+        for sink in found.values():
+            sink.close(0.0)
+        raise
     return found
 
 
@@ -116,12 +127,21 @@ def _folder(target: Target) -> str:
     return target.kind if not target.place else f"{target.kind}-{hashlib.sha256(target.place.encode()).hexdigest()[:12]}"
 
 
-def _raw(target: Target, spec: SinksSpec, config: Config) -> RawSink | None:
+def _raw(target: Target, kinds: Sequence[str], spec: SinksSpec, config: Config, role: str, console: BytesOut | None) -> RawSink | None:
     if target.kind == ELASTIC and spec.elastic is not None:
         from keystone.sinks.elastic import ElasticRows
 
         return ElasticRows(nodes_of(spec, config))
-    return None
+    if target.kind == FILE:
+        path = Path(target.place)
+        return FileRows(path.parent, role, kinds, stem=path.name.removesuffix(".ndjson"))
+    if target.kind == KAFKA:
+        from keystone.sinks.topic_rows import TopicRows
+
+        url = parse_log_url(target.place)
+        assert isinstance(url, KafkaUrl)  # noqa: S101 - by its scheme
+        return TopicRows(url, config.kafka, role=role, key_field="device_id")
+    return ConsoleRows(console) if target.kind == CONSOLE else None
 
 
 def routes_of(spec: SinksSpec, config: Config) -> Routes:

@@ -59,9 +59,12 @@ def documents(server: SearchServer, kind: str) -> list[dict[str, Any]]:
 def assert_index(server: SearchServer, expected: Result) -> None:
     """Each alert and session once, with what the reference says of it."""
     alerts = documents(server, "alerts")
-    wanted = {row["alert_id"]: {name: row[name] for name in runs.ALERT_COLUMNS} for row in expected.alerts}
+    wanted: dict[str, dict[str, Any]] = {}
+    for row in expected.alerts:  # two sessions of one identity that begin at one time share ids: the first is kept
+        wanted.setdefault(row["alert_id"], {name: row[name] for name in runs.ALERT_COLUMNS})
     assert Counter(row["alert_id"] for row in alerts) == Counter(wanted.keys())
-    assert {row["alert_id"]: {name: row.get(name) for name in runs.ALERT_COLUMNS} for row in alerts} == wanted
+    found = {row["alert_id"]: {name: row.get(name) for name in runs.ALERT_COLUMNS} for row in alerts}
+    assert {key: (row, wanted[key]) for key, row in found.items() if row != wanted[key]} == {}
     ids = {session_document_id(row["device_id"], row["session_id"], row["start_ts"]) for row in expected.sessions}
     assert Counter(row["_id"] for row in documents(server, "sessions")) == Counter(ids)
     for dimensions in (("region", "device_type"), ("cdn", "isp")):
