@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -238,11 +239,18 @@ class RouteConfig(_Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
+    name: str
     source: Literal["events", "alerts", "sessions", "cohorts", "dead_letters"] = Field(alias="from")
     where: str | None = None  # SQL: a condition; none: every row
     select: str | None = None  # SQL: a list of columns; none: all
     sink: Annotated[str, Field(min_length=1, max_length=1_000)]
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is None:
+            raise ValueError("must be 1 to 60 letters, digits, - or _")
+        return name
 
     @model_validator(mode="before")
     @classmethod
