@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from keystone.config import CohortsConfig
 from keystone.qoe import CONCURRENT, SUMS, WINDOWS_MS, CohortPartial
-from keystone.qoe_rows import START, bin_schema, row_schema, summed, tables_of, told, told_schema
+from keystone.qoe_rows import SOURCE, START, bin_schema, row_schema, summed, tables_of, told, told_schema
 
 REVISION: Final = "revision"
 SECOND_MS, MINUTE_MS = WINDOWS_MS[0], WINDOWS_MS[-1]
@@ -73,12 +72,13 @@ class CohortMerge:
 
     def take(self, partials: Iterable[CohortPartial], passed_ms: Mapping[int, int] | None = None) -> None:
         """Partials, of any partitions and windows, in any order; and how far log time has passed in partitions (never back)."""
-        for partial in partials:
-            rows, bins = tables_of([partial], self._dimensions)
-            rows = rows.sort(START, maintain_order=True)
-            starts, firsts, counts = np.unique(rows[START].to_numpy(), return_index=True, return_counts=True)
-            for start, first, count in zip(starts.tolist(), firsts.tolist(), counts.tolist(), strict=True):
-                self._place(start, partial.partition, _Part(rows.slice(first, count), bins.filter(pl.col(START) == start) if bins.height else bins))
+        given = [partial for partial in partials if partial.rows]
+        rows, bins = tables_of(given, self._dimensions, with_source=True)
+        by = [SOURCE, START]
+        found_bins = bins.partition_by(by, as_dict=True, include_key=True)
+        for (source, start), part in rows.partition_by(by, maintain_order=True, as_dict=True, include_key=True).items():
+            its_bins = found_bins.get((source, start), bins.clear())
+            self._place(int(start), given[int(source)].partition, _Part(part.drop(SOURCE), its_bins.drop(SOURCE)))
         for partition, until_ms in (passed_ms or {}).items():
             self._passed[partition] = max(self._passed.get(partition, 0), until_ms)
 

@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from keystone.qoe import COLUMNS, CONCURRENT, QUANTILES, SUMS, CohortPartial, bin_values
+from keystone.qoe import COLUMNS, CONCURRENT, QUANTILES, SUMS, WINDOWS_MS, CohortPartial, bin_values
 
 START: Final = "window_start_ms"
 SIZE: Final = "window_ms"
+SOURCE: Final = "source"
 _SUM_MAX, _SUM_MIN = (1 << 63) - 1, -(1 << 63)
 
 #: What is shown of the sums: ratios of sums, null where nothing is counted below the line.
@@ -42,21 +43,45 @@ def told_schema(dimensions: Sequence[str]) -> dict[str, pl.DataType]:
     return {START: pl.Int64(), SIZE: pl.Int64(), **dict.fromkeys(dimensions, pl.String()), **dict.fromkeys(COLUMNS, pl.Int64())}
 
 
-def tables_of(partials: Iterable[CohortPartial], dimensions: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows and bins of partials, as they are: what is told of a cohort twice adds up."""
-    rows, bins = [pl.DataFrame(schema=row_schema(dimensions))], [pl.DataFrame(schema=bin_schema(dimensions))]
-    for partial in partials:
-        keys = {name: pl.Series(name, [key[k] for key in partial.keys], pl.String) for k, name in enumerate(partial.dimensions)}
-        sums = partial.sums.T
-        columns = {START: pl.Series(partial.window_start_ms)} | {name: series.gather(partial.cohorts) for name, series in keys.items()}
-        columns |= {name: pl.Series(np.ascontiguousarray(sums[k])) for k, name in enumerate(SUMS)}
-        columns[CONCURRENT] = pl.Series(np.ascontiguousarray(sums[-1])) if partial.has_log_time else pl.repeat(None, partial.rows, dtype=pl.Int64, eager=True)
-        rows.append(pl.DataFrame(columns))
-        if partial.bins.size:
-            start, place, number, count = (np.ascontiguousarray(column) for column in partial.bins.T)
-            named = {name: series.gather(place) for name, series in keys.items()}
-            bins.append(pl.DataFrame({START: pl.Series(start), **named, "bin": pl.Series(number), "count": pl.Series(count)}))
-    return pl.concat(rows), pl.concat(bins)
+def tables_of(partials: Iterable[CohortPartial], dimensions: Sequence[str], *, with_source: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows and bins of partials, as they are: what is told of a cohort twice adds up. ``with_source``: with a column ``source``, the partial's place.
+
+    All at once: a column costs 20 us, however few rows it has.
+    """
+    given = list(partials)
+    if not given:
+        more: dict[str, pl.DataType] = {SOURCE: pl.Int32()} if with_source else {}
+        return pl.DataFrame(schema=row_schema(dimensions) | more), pl.DataFrame(schema=bin_schema(dimensions) | more)
+    firsts = np.cumsum([0, *(len(partial.keys) for partial in given)])
+    keys = {name: pl.Series(name, _values(given, name), pl.String) for name in dimensions}
+    sums = np.concatenate([partial.sums for partial in given]).T
+    places = np.concatenate([partial.cohorts + first for partial, first in zip(given, firsts, strict=False)])
+    rows = pl.DataFrame(
+        {START: np.concatenate([partial.window_start_ms for partial in given])}
+        | {name: series.gather(places) for name, series in keys.items()}
+        | {name: np.ascontiguousarray(column) for name, column in zip((*SUMS, CONCURRENT), sums, strict=True)}
+    )
+    if not all(partial.has_log_time for partial in given):
+        known = pl.Series(np.repeat([partial.has_log_time for partial in given], [partial.rows for partial in given]))
+        rows = rows.with_columns(pl.when(known).then(pl.col(CONCURRENT)).alias(CONCURRENT))
+    starts, cohorts, numbers, counts = np.concatenate([partial.bins.reshape(-1, 4) for partial in given]).T
+    lengths = [partial.bins.reshape(-1, 4).shape[0] for partial in given]
+    bin_places = cohorts + np.repeat(firsts[:-1], lengths)
+    named = {name: series.gather(bin_places) for name, series in keys.items()}
+    bins = pl.DataFrame({START: np.ascontiguousarray(starts)} | named | {"bin": np.ascontiguousarray(numbers), "count": np.ascontiguousarray(counts)})
+    if with_source:
+        rows = rows.with_columns(pl.Series(SOURCE, np.repeat(np.arange(len(given), dtype=np.int32), [partial.rows for partial in given])))
+        bins = bins.with_columns(pl.Series(SOURCE, np.repeat(np.arange(len(given), dtype=np.int32), lengths)))
+    return rows, bins
+
+
+def _values(given: Sequence[CohortPartial], name: str) -> list[str | None]:
+    """Of one dimension, of all keys of all partials; None where a partial does not know it."""
+    found: list[str | None] = []
+    for partial in given:
+        at = partial.dimensions.index(name) if name in partial.dimensions else None
+        found += [None] * len(partial.keys) if at is None else [key[at] for key in partial.keys]
+    return found
 
 
 def summed(rows: pl.DataFrame, dimensions: Sequence[str]) -> pl.DataFrame:
@@ -70,7 +95,9 @@ def told(rows: pl.DataFrame, bins: pl.DataFrame, dimensions: Sequence[str], wind
     ``rows`` are ``summed`` ones of 1 s. Columns as in ``told_schema``, in no order.
     """
     start = (pl.col(START) // window_ms * window_ms).alias(START)
-    sums = rows.with_columns(start).group_by(START, *dimensions).agg(*(_total(name) for name in SUMS), pl.col(CONCURRENT).max())
+    sums = rows
+    if window_ms != WINDOWS_MS[0]:
+        sums = rows.with_columns(start).group_by(START, *dimensions).agg(*(_total(name) for name in SUMS), pl.col(CONCURRENT).max())
     found = sums.join(_quantiles(bins.with_columns(start), dimensions), on=[START, *dimensions], how="left", nulls_equal=True)
     return found.with_columns(pl.lit(window_ms, pl.Int64).alias(SIZE)).select(list(told_schema(dimensions)))
 

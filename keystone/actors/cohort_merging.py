@@ -17,6 +17,7 @@ from keystone.actors.cohort_desk import Fetched, partials_of
 from keystone.config import CohortsConfig
 from keystone.errors import CheckpointDamaged
 from keystone.logs import get
+from keystone.qoe import CohortPartial
 from keystone.qoe_merge import CohortMerge
 
 TELL_EVERY_S: Final = 1.0  # rows are of 1 s at least
@@ -93,11 +94,16 @@ class CohortMerging:
             self._cpu_s = time.thread_time()
 
     def _tell(self, waiting: list[Fetched], *, is_last: bool) -> None:
+        partials: list[CohortPartial] = []
+        passed: dict[int, int] = {}
         for fetched in waiting:
             try:
-                self._merge.take(partials_of(fetched), fetched.passed_ms)
+                partials += partials_of(fetched)
             except CheckpointDamaged as error:
                 log.warning("a session actor's cohorts cannot be read", reason=str(error))
+                continue
+            passed |= {partition: max(until_ms, passed.get(partition, 0)) for partition, until_ms in fetched.passed_ms.items()}
+        self._merge.take(partials, passed)
         rows = self._merge.finish() if is_last else self._merge.emit()
         if rows.height:
             self._on_rows(rows)
