@@ -26,7 +26,7 @@ NONE: Final = "none"
 @click.command("audit", context_settings=CONTEXT)
 @click.option("--log", "log", default=None, metavar="URL", help="embedded:DIR, or kafka://HOST[:PORT][,...][/TOPIC].  [default: run.log]")
 @click.option("--lake", default=None, metavar="DIR|s3://BUCKET/PREFIX", help="Of a run: Iceberg tables.  [default: run.lake]")
-@click.option("--elastic", default=None, metavar="URL", help="Also compare alerts and sessions with this search server's documents.")
+@click.option("--elastic", default=None, metavar="URL", help="Also compare alerts and sessions with this search server's documents.  [default: run.elastic]")
 @click.option(
     "--dead-letters", default=None, metavar="URL|DIR|none", help="Where the run's are.  [default: run.dead_letters, else beside the topic or the lake]"
 )
@@ -46,6 +46,7 @@ def audit_command(**given: Any) -> None:
     from keystone import logs
 
     config = load_config(given["config_file"], given["settings"])
+    given["elastic"] = given["elastic"] or config.run.elastic
     with closing(logs.configure(config.logs)):
         found = _audit(given, config)
         if given["is_json"]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from keystone.sinks.elastic_http import Nodes
 
 EXIT_FAIL: Final = 1
-ELASTIC: Final = click.option("--elastic", "elastic", required=True, metavar="URL", help="http[s]://HOST[:9200]; several nodes with commas between.")
+ELASTIC: Final = click.option(
+    "--elastic", "elastic", default=None, metavar="URL", help="http[s]://HOST[:9200]; several nodes with commas between.  [default: run.elastic]"
+)
 
 
 @click.group("elastic", context_settings=CONTEXT)
@@ -69,9 +71,13 @@ def check_command(**given: Any) -> None:
 
 @contextmanager
 def connected(given: dict[str, Any]) -> Iterator[Nodes]:
-    """The nodes of ``--elastic``, with the configuration's login and TLS."""
+    """The nodes of ``--elastic`` or ``run.elastic``, with the configuration's login and TLS."""
+    from keystone.errors import UsageError
     from keystone.sinks.elastic_http import Nodes
 
     config = load_config(given["config_file"], given["settings"])
-    with closing(Nodes(given["elastic"], config.elastic)) as nodes:
+    url = given["elastic"] or config.run.elastic
+    if url is None:
+        raise UsageError("no search server is named: say --elastic URL, or set run.elastic in keystone.toml")
+    with closing(Nodes(url, config.elastic)) as nodes:
         yield nodes

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from click.testing import CliRunner
 from pydantic import SecretStr
 
+from keystone.cli import cli
 from keystone.config import ElasticConfig, load
 from keystone.errors import SinkBusy, UsageError
 from keystone.sinks.base import Outcome
@@ -139,3 +141,14 @@ def test_tls_is_verified_and_the_login_sent(tmp_path: Path) -> None:
             Nodes(url, PASSWORD).request("GET", "/")
         Nodes(url, ElasticConfig(tls_verify=False)).request("GET", "/")
     assert seen == ["ApiKey key", "Basic dTpzZWNyZXQtcGFzcw==", None]
+
+
+def test_a_search_server_is_named_by_option_or_setting() -> None:
+    run = CliRunner()
+    for words in (("elastic", "check"), ("top", "--once")):
+        missing = run.invoke(cli, words)
+        assert isinstance(missing.exception, UsageError)
+        assert "say --elastic URL, or set run.elastic" in str(missing.exception)
+    said = run.invoke(cli, ["elastic", "check", "--set", "run.elastic=http://127.0.0.1:9"])
+    assert "http://127.0.0.1:9 cannot be reached" in said.output
+    assert said.exit_code == 1
