@@ -70,6 +70,7 @@ class Routing:
         self._events: list[pl.DataFrame] = []
         self._gathered_s = now_s()
         self._log_time_ms = 0
+        self._cpu_s = 0.0
         self._marks: dict[int, dict[Target, int] | None] = {}  # by number; None: something given before is still with us
         self._marked = self._kept = 0
         self.offered: dict[str, int] = {}  # rows, by route
@@ -104,12 +105,14 @@ class Routing:
     # --- on to the sinks ----------------------------------------------------------------------------------------------
     def end_turn(self) -> None:
         """Alerts go on at once, what costs by the table when enough of it is there."""
+        began_s = time.thread_time()
         self._send_alerts()
         now_s = self._now_s()
         if now_s - self._gathered_s >= GATHER_S or sum(frame.height for frame in self._events) >= GATHER_ROWS:
             self._send_gathered()
             self._gathered_s = now_s
         self._push()
+        self._cpu_s += time.thread_time() - began_s
 
     def _send_alerts(self) -> None:
         if self._alerts:
@@ -208,9 +211,16 @@ class Routing:
         return left + sum(way.sink.close(max(0.5, until_s - self._now_s())) for way in self._ways.values())
 
     def status(self) -> dict[str, Any]:
-        """By sink, and rows offered by route; ``errors``: rows on which a route failed, by route."""
+        """By sink, and rows offered by route; ``errors``: rows on which a route failed, by route;
+        ``cpu_s``: of filtering, shaping and offering, that of the sinks' threads is theirs.
+        """
         errors = {route.name: dict(route.errors) for way in self._ways.values() for routes in way.routes.values() for route in routes if route.errors}
-        return {"sinks": {str(target): way.sink.status() for target, way in self._ways.items()}, "routes": dict(self.offered), "errors": errors}
+        return {
+            "sinks": {str(target): way.sink.status() for target, way in self._ways.items()},
+            "routes": dict(self.offered),
+            "errors": errors,
+            "cpu_s": round(self._cpu_s, 3),
+        }
 
 
 def _alert_rows(route: Route, alerts: Sequence[Alert]) -> Rows:

@@ -130,7 +130,9 @@ def _onward(r: dict[str, Any]) -> list[str]:
     for part in (*r["routing"].values(), c):
         sent = ", ".join(f"{rows:,} by {name}" for name, rows in part["routes"].items())
         if sent:
-            lines.append(f"routes    {sent}")
+            sinks_s = sum(sink["cpu_s"] for sink in part["sinks"].values())
+            offered_s = part["cpu_s"] if part is not c else 0.0
+            lines.append(f"routes    {sent}: {offered_s * us:.3f} us an event in the step, {sinks_s * us:.3f} beside it")
     return lines
 
 

@@ -59,6 +59,7 @@ class BufferedSink:
         self._is_closed = False
         self._left = 0
         self._trouble = ""
+        self._cpu_s: dict[str, float] = {}  # by thread
         self._refused_unsaid, self._refused_said_s = 0, -REFUSED_LINE_S
         for kind, segment in found:
             self._outbox.found(kind, segment)
@@ -127,7 +128,7 @@ class BufferedSink:
 
     def status(self) -> dict[str, Any]:
         with self._changed:
-            return {"sink": self.name, **self._outbox.status(), "trouble": self._trouble}
+            return {"sink": self.name, **self._outbox.status(), "trouble": self._trouble, "cpu_s": round(sum(self._cpu_s.copy().values()), 3)}
 
     # --- the threads ------------------------------------------------------------------------------------------------------
     def _run(self, once: Callable[[str], None], kind: str) -> None:
@@ -137,6 +138,7 @@ class BufferedSink:
             except Exception:  # a defect in one step must not end the delivery of everything else
                 log.exception("a sink's thread failed and goes on", sink=self.name, kind=kind)
                 time.sleep(AFTER_DEFECT_S)
+            self._cpu_s[kind] = time.thread_time()
 
     def _wait(self, step: Wait) -> None:
         """Under the lock."""

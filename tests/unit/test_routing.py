@@ -57,7 +57,7 @@ class HandSink:
         return 0
 
     def status(self) -> dict[str, Any]:
-        return {"documents": len(self.documents)}
+        return {"documents": len(self.documents), "cpu_s": 0.0}
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [orjson.loads(document.body) for document in self.documents if document.kind == kind]
