@@ -211,8 +211,9 @@ class Routing:
         return left + sum(way.sink.close(max(0.5, until_s - self._now_s())) for way in self._ways.values())
 
     def status(self) -> dict[str, Any]:
-        """By sink, and rows offered by route; ``errors``: rows on which a route failed, by route;
-        ``cpu_s``: of filtering, shaping and offering, that of the sinks' threads is theirs.
+        """By sink, and rows offered by route.
+
+        ``errors``: rows on which a route failed, by route. ``cpu_s``: of filtering, shaping and offering; that of the sinks' threads is theirs.
         """
         errors = {route.name: dict(route.errors) for way in self._ways.values() for routes in way.routes.values() for route in routes if route.errors}
         return {
