@@ -15,7 +15,7 @@ from keystone.errors import KeystoneError, UsageError
 COMMANDS = {
     "audit": ("keystone.run.audit:audit_command", "Compare log, lake, index and dead letters, minute by minute."),
     "bench": ("keystone.bench.__main__:bench_command", "Run devices, sessions and lake on this machine, and judge the run."),
-    "dead-letters": ("keystone.run.dead_letters:dead_letters_command", "Look at unusable lines, and count them."),
+    "dead-letters": ("keystone.run.dead_letters:dead_letters_command", "Look at unusable lines, count them, put them back mended."),
     "demo": ("keystone.run.demo:demo_command", "Devices and a run in one terminal: the story within seconds."),
     "doctor": ("keystone.run.doctor:doctor_command", "Look at everything a run needs."),
     "elastic": ("keystone.run.elastic:elastic_command", "Set up, thin out or check the indices of a search server."),

@@ -216,6 +216,10 @@ class SinksConfig(_Frozen):
     home_dir: str = "~/.local/share/keystone/outbox"  # of runs without a lake in a directory: what waits for a sink
 
 
+class DeadLettersConfig(_Frozen):
+    bytes_max: NotNegative = 1 << 30  # in files or a bucket, of a session actor: ~2 million letters, then they are counted; a topic ends by its retention
+
+
 class ElasticConfig(_Frozen, hide_input_in_errors=True):
     """How Elasticsearch or OpenSearch is reached. Secrets come from files or the environment, never from here."""
 
@@ -277,6 +281,7 @@ class Config(_Frozen, hide_input_in_errors=True):
     run: RunConfig = RunConfig()
     cohorts: CohortsConfig = CohortsConfig()
     sinks: SinksConfig = SinksConfig()
+    dead_letters: DeadLettersConfig = DeadLettersConfig()
     elastic: ElasticConfig = ElasticConfig()
     routes: Annotated[tuple[RouteConfig, ...], Field(max_length=100)] = ()  # beside the default ones; each is looked at for every batch of its source
 

@@ -25,6 +25,7 @@ from keystone.logs import get
 from keystone.metrics import LatencyHistogram
 from keystone.sinks.kafka import Item, TopicSink
 from keystone.sinks.letter_objects import LetterObjects, Ticket
+from keystone.sinks.letters_limit import LettersLimit
 from keystone.sinks.ndjson import DeadLetterFile, last_place
 from keystone.store import open_store
 
@@ -146,8 +147,9 @@ class LocalOutput:
 class Letters:
     """Files of dead letters in a directory, one of each partition and owner. Who takes over leaves out what is there already."""
 
-    def __init__(self, directory: Path, files: str) -> None:
-        self._directory, self._files = directory, files
+    def __init__(self, directory: Path, files: str, limit: LettersLimit | None = None) -> None:
+        """``limit``: None keeps all."""
+        self._directory, self._files, self._limit = directory, files, limit
         self._open: dict[int, DeadLetterFile] = {}
         self._last: dict[int, tuple[int, int]] = {}  # (offset, line) of the last one that earlier owners wrote
 
@@ -155,15 +157,20 @@ class Letters:
         """Letters of a partition come in the order of their places, so the last one tells of all."""
         earlier = sorted(self._directory.glob(f"{self._files}p{partition:05d}-e*.ndjson"))
         self._last[partition] = max((last_place(path) for path in earlier), default=(-1, -1))
+        if self._limit is not None:
+            self._limit.own(partition, sum(path.stat().st_size for path in earlier))
         self._open[partition] = DeadLetterFile(self._directory / f"{self._files}p{partition:05d}-e{epoch:08d}.ndjson", per_line=False)
 
     def disown(self, partition: int) -> None:
         self._open.pop(partition).close()
+        if self._limit is not None:
+            self._limit.disown(partition)
 
     def write(self, partition: int, letters: Sequence[DeadLetter]) -> None:
-        """Those that are not there yet; they are when this returns."""
+        """Those that are not there yet; they are when this returns, as far as they are kept."""
         last = self._last[partition]
-        self._open[partition].write(letter for letter in letters if (letter.offset, letter.line) > last)
+        fresh: Sequence[DeadLetter] = [letter for letter in letters if (letter.offset, letter.line) > last]
+        self._open[partition].write(fresh if self._limit is None else self._limit.kept(partition, fresh))
 
     def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - nothing is held
         return True
@@ -365,18 +372,19 @@ class OutputSpec:
     actions_from: tuple[tuple[int, int], ...] = ()
 
 
-def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path) -> Output:
-    """The output of the actor ``name``."""
+def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path, letters_bytes_max: int | None = None) -> Output:
+    """The output of the actor ``name``. ``letters_bytes_max``: of dead letters that are not in a topic; None: no limit."""
+    limit = LettersLimit(letters_bytes_max) if letters_bytes_max is not None else None
     trail_dir, place = work_dir if spec.trail else None, spec.dead_letters_dir
     is_bucket = place is not None and "://" in place
     if spec.actions is None and spec.dead_letters is None:
-        inner: Output = LocalOutput(trail_dir, Letters(Path(place), spec.files) if place is not None and not is_bucket else None)
+        inner: Output = LocalOutput(trail_dir, Letters(Path(place), spec.files, limit) if place is not None and not is_bucket else None)
     else:
         inner = TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
     if place is not None and is_bucket:
-        return WithLetters(inner, LetterObjects(open_store(place), place, spec.files))
+        return WithLetters(inner, LetterObjects(open_store(place), place, spec.files, limit))
     if place is not None and spec.actions is not None:
-        return WithLetters(inner, Letters(Path(place), spec.files))
+        return WithLetters(inner, Letters(Path(place), spec.files, limit))
     return inner
 
 

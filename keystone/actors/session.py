@@ -195,7 +195,8 @@ class SessionActor(LoopActor):
 
     def _open_output(self) -> Output:
         spec = self._spec
-        output = open_output(spec.output, spec.config.kafka, name=self.name, work_dir=Path(spec.work_dir))
+        limit = spec.config.dead_letters.bytes_max
+        output = open_output(spec.output, spec.config.kafka, name=self.name, work_dir=Path(spec.work_dir), letters_bytes_max=limit)
         if spec.sinks is None or not spec.config.routes:
             return output
         from keystone.actors.filtered import FilteredActions

@@ -1,4 +1,4 @@
-"""``keystone dead-letters list|show|count``: what could not be used, looked at and counted."""
+"""``keystone dead-letters list|show|count|replay``: what could not be used, looked at, counted, and put back once it is mended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIMIT: Final = 100  # of lines listed where nobody says
 
 @click.group("dead-letters", context_settings=CONTEXT)
 def dead_letters_command() -> None:
-    """Look at lines that could not be used, and count them."""
+    """Look at lines that could not be used, count them, put them back on the log."""
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,6 +139,34 @@ def show_command(**given: Any) -> None:
                 click.echo(letter.as_json() if given["is_json"] else _all_of(letter, found), nl=not given["is_json"])
         if not shown:
             raise UsageError(f"{found.source.url}: no dead letter is of {given['place']}: keystone dead-letters list says which there are")
+
+
+@dead_letters_command.command("replay", context_settings=CONTEXT)
+@source_options
+@click.option("--expr", default=None, metavar="EXPRESSION", help="Mend fields: '.ts = tonumber(.timestamp) | del(.timestamp)' (docs/dead_letters.md).")
+@click.option("--python", "python", default=None, metavar="FILE", help="Mend by its mend(line: bytes, letter: dict) -> bytes | None (leave it out).")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Show each before and after; send nothing.")
+@click.option("--again", is_flag=True, help="Also those that were sent before, or may have been.")
+@click.option("--limit", type=click.IntRange(0), default=0, help="How many that were not sent before; 0: all.")
+@click.option(
+    "--journal", default=None, metavar="FILE", help="What was sent.  [default: replays.ndjson beside the letters, else in ~/.local/share/keystone/replays]"
+)
+@config_options
+def replay_command(**given: Any) -> None:
+    """Put letters back on --log, mended. Exit status: 0, or 1 where some could not be sent."""
+    from keystone.log.opening import open_log
+    from keystone.run.letters_journal import journal_path
+    from keystone.run.letters_replay import Target, mender, replay, summary
+
+    mend = mender(given["expr"], given["python"])
+    with opened(given, needs_log=True) as found, closing(open_log(given["log"] or str(found.config.run.log), found.config.kafka)) as log:
+        target, path = Target(log, found.config.kafka), journal_path(given["journal"], found.source.url)
+        tally = replay(found.letters(), mend, target, path, limit=given["limit"], again=given["again"], is_dry=given["is_dry"])
+        for line in summary(tally, is_dry=given["is_dry"]):
+            click.echo(line)
+        found.end()
+    if not tally.is_whole:
+        sys.exit(EXIT_FAIL)
 
 
 def _place(text: str) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from typing import Final
 from keystone.errors import StoreUnavailable, UsageError
 from keystone.events import DeadLetter
 from keystone.logs import get
+from keystone.sinks.letters_limit import LettersLimit
 from keystone.sinks.ndjson import dead_letter_line
 from keystone.store import Store
 
@@ -53,8 +54,9 @@ class _Draft:
 class LetterObjects:
     """One thread calls it, one of its own uploads. ``files``: what names begin with."""
 
-    def __init__(self, store: Store, url: str, files: str) -> None:
-        self._store, self._url, self._files = store, url, files
+    def __init__(self, store: Store, url: str, files: str, limit: LettersLimit | None = None) -> None:
+        """``limit``: of what this process uploads; None keeps all."""
+        self._store, self._url, self._files, self._limit = store, url, files, limit
         self._epochs: dict[int, int] = {}
         self._last: dict[int, tuple[int, int]] = {}  # of what earlier owners wrote
         self._drafts: dict[int, _Draft] = {}
@@ -70,9 +72,13 @@ class LetterObjects:
         places = [_PLACE.fullmatch(name) for name in self._store.names(f"{self._files}p{partition:05d}-")]
         self._last[partition] = max(((int(found[1]), int(found[2])) for found in places if found), default=(-1, -1))
         self._epochs[partition] = epoch
+        if self._limit is not None:
+            self._limit.own(partition, 0)
 
     def disown(self, partition: int) -> None:
         """What was not uploaded is for the next owner, who finds it in the log."""
+        if self._limit is not None:
+            self._limit.disown(partition)
         with self._changed:
             gone = [draft for draft in (*self._ready, *self._drafts.values()) if draft.partition == partition]
             self._drafts.pop(partition, None)
@@ -84,7 +90,9 @@ class LetterObjects:
 
     def write(self, partition: int, letters: Sequence[DeadLetter]) -> Ticket | None:
         """Take those that are not there yet; the ticket of the last one. None: all are there. Waits while too much is held."""
-        fresh = [letter for letter in letters if (letter.offset, letter.line) > self._last[partition]]
+        fresh: Sequence[DeadLetter] = [letter for letter in letters if (letter.offset, letter.line) > self._last[partition]]
+        if self._limit is not None:
+            fresh = self._limit.kept(partition, fresh)
         if not fresh:
             return None
         with self._changed:
