@@ -321,16 +321,20 @@ class Decoder:
     def _decoded(self, records: Records, *, per_line: bool) -> Decoded:
         progress = self._progress
         rows = int(progress[kernel.P_ROWS])
-        dead = [self._dead_letter(records, i, per_line=per_line) for i in range(int(progress[kernel.P_DEAD]))]
+        dead = self._dead_letters(records, int(progress[kernel.P_DEAD]), per_line=per_line)
         return Decoded(batch_of(self.columns, records.partition, rows), dead, int(progress[kernel.P_RECEIVED]), int(progress[kernel.P_EMPTY]))
 
-    def _dead_letter(self, records: Records, i: int, *, per_line: bool) -> DeadLetter:
-        record, line, start, size, reason = (int(x) for x in self._dead[:, i])
-        raw = records.text[start : start + min(size, DEAD_LETTER_BYTES_MAX)].tobytes()
-        offset = int(records.offsets[record])
-        if per_line:
-            offset, line = offset + line, 0
-        return DeadLetter(records.partition, offset, line, REASONS[reason], size, raw)
+    def _dead_letters(self, records: Records, count: int, *, per_line: bool) -> list[DeadLetter]:
+        """Of a flood there are as many as of good lines: nothing here is asked of numpy for each."""
+        if not count:
+            return []
+        found = self._dead[:, :count]
+        text, partition = records.text.data, records.partition
+        letters = []
+        for offset, (_, line, start, size, reason) in zip(records.offsets[found[0]].tolist(), found.T.tolist(), strict=True):
+            raw = bytes(text[start : start + min(size, DEAD_LETTER_BYTES_MAX)])
+            letters.append(DeadLetter(partition, offset + line if per_line else offset, 0 if per_line else line, REASONS[reason], size, raw))
+        return letters
 
     @property
     def state_bytes(self) -> int:
