@@ -98,6 +98,9 @@ class LogSide:
         self._log.close()
 
     def _reader(self, partition: int) -> LogReader:
+        """One at a time: what others have fetched, and nobody polls, would leave it no room to fetch."""
         if partition not in self._readers:
-            self._readers[partition] = self._log.reader(partition)
+            for other in self._readers.values():
+                other.close()
+            self._readers = {partition: self._log.reader(partition)}
         return self._readers[partition]
