@@ -15,7 +15,7 @@ LOCK := env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile pyproject.t
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test test-fast check format lock clean
+.PHONY: help setup bench demo test test-fast check format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ setup: $(READY) ## make .venv with everything in it; costs nothing when it is th
 
 bench: $(READY) ## a million events a second through everything, judged; options in ARGS="--seconds 20"
 	$(BIN)/python -m keystone.bench --eps 1000000 $(ARGS)
+
+demo: $(READY) ## the whole way on real servers: devices, Kafka, a run, a search server, Iceberg on S3; all compared
+	$(BIN)/python -m tests.demo $(ARGS)
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(ARGS)
