@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +60,7 @@ def expected_of(events: Events, *, end: int | None, partitions: int = 1, has_log
     return rows_of(tables)
 
 
+@pytest.mark.slow
 @calm
 @given(events=worlds(), places=places, wait=waits)
 def test_batch_cuts_do_not_change_cohorts(events: Events, places: list[int], wait: int) -> None:
@@ -70,6 +72,7 @@ def test_batch_cuts_do_not_change_cohorts(events: Events, places: list[int], wai
     assert_told(told_of(run.end()), expected_of(events, end=end))
 
 
+@pytest.mark.slow
 @calm
 @given(events=worlds(), places=places, partitions=st.integers(1, 3))
 def test_a_plain_file_counts_by_the_devices_clocks(events: Events, places: list[int], partitions: int) -> None:
@@ -85,6 +88,7 @@ def test_a_plain_file_counts_by_the_devices_clocks(events: Events, places: list[
     assert_told(told_of(partials), expected_of(events, end=None, has_log_time=False))
 
 
+@pytest.mark.slow
 @calm
 @given(events=worlds(), partitions=st.integers(1, 3), wait=waits)
 def test_partitions_do_not_change_cohorts(events: Events, partitions: int, wait: int) -> None:
@@ -98,6 +102,7 @@ def test_partitions_do_not_change_cohorts(events: Events, partitions: int, wait:
     assert_told(told_of(partials), expected_of(events, end=end))
 
 
+@pytest.mark.slow
 @calm
 @given(
     events=worlds(), places=places, moves=st.lists(st.tuples(st.sampled_from([0, 1, 70_000]), st.booleans()), min_size=6, max_size=6), wait=waits
@@ -112,6 +117,7 @@ def test_a_restore_elsewhere_does_not_change_cohorts(events: Events, places: lis
     assert_told(told_of(run.end()), expected_of(events, end=end))
 
 
+@pytest.mark.slow
 @calm
 @given(events=worlds(), places=places, shares=st.lists(st.floats(0, 1), min_size=6, max_size=6), wait=waits)
 def test_when_timers_are_swept_does_not_change_cohorts(events: Events, places: list[int], shares: list[float], wait: int) -> None:
@@ -126,6 +132,7 @@ def test_when_timers_are_swept_does_not_change_cohorts(events: Events, places: l
     assert_told(told_of(run.end()), expected_of(events, end=end))
 
 
+@pytest.mark.slow
 @calm
 @given(events=worlds(), wait=end_waits)
 def test_counting_changes_nothing_else(events: Events, wait: int) -> None:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,7 @@ def test_every_function_is_among_those_that_are_tried() -> None:
     assert {name for name in FUNCTIONS if not any(f"{name}(" in sql for sql in (*EXPRESSIONS, *CONDITIONS))} == set()
 
 
+@pytest.mark.slow
 @given(rows=ROWS)
 def test_a_route_without_sql_gives_everything(rows: list[dict[str, Any]]) -> None:
     frame = frame_of(rows)
@@ -83,6 +85,7 @@ def test_a_route_without_sql_gives_everything(rows: list[dict[str, Any]]) -> Non
         assert route.routed(frame).rows.tolist() == list(range(frame.height))
 
 
+@pytest.mark.slow
 @given(rows=ROWS, places=st.lists(st.integers(0, 12), max_size=4))
 @example(rows=[{"region": "eu", "country": None, "seq": 7, "event_ts": 3, "partition": 1}] * 3, places=[1])
 def test_how_a_stream_is_cut_into_frames_changes_nothing(rows: list[dict[str, Any]], places: list[int]) -> None:
@@ -94,6 +97,7 @@ def test_how_a_stream_is_cut_into_frames_changes_nothing(rows: list[dict[str, An
     assert EVERYTHING.errors == {}
 
 
+@pytest.mark.slow
 @given(rows=ROWS)
 def test_a_condition_and_its_negation_share_the_rows_for_which_it_is_not_unknown(rows: list[dict[str, Any]]) -> None:
     frame = frame_of(rows)
@@ -124,6 +128,7 @@ def test_a_hostile_row_changes_nothing_but_itself(rows: list[dict[str, Any]], ho
     assert len(among.write_ndjson().encode().splitlines()) == len(rows) + 1
 
 
+@pytest.mark.slow
 @given(rows=ROWS)
 def test_numbers_that_go_out_are_finite(rows: list[dict[str, Any]]) -> None:
     for name, dtype in EVERYTHING.schema.items():

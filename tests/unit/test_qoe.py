@@ -156,6 +156,7 @@ def run_of(events: Events, config: CohortsConfig, cuts: int, *, moves: bool = Fa
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"values_max": 5}, {"values_max": 40, "pair_values_max": 3}, {"combinations_max": 1024, "values_max": 200}])
 def test_beyond_the_limits_is_other_whatever_the_batches(limits: dict[str, int]) -> None:
     events, config = crowd(4, 2_500, 300), CohortsConfig(**limits)
@@ -206,6 +207,7 @@ def test_a_plain_file_tells_the_first_values_of_the_file_apart_whoever_has_them(
     assert cdns == {"other", *(f"cdn {i}" for i in range(10))}
 
 
+@pytest.mark.slow
 # --- memory -----------------------------------------------------------------------------------------------------------
 def test_growth_of_everything_loses_nothing() -> None:
     """More rows, side rows, combinations and startups than there is room for at first."""

@@ -64,6 +64,7 @@ def last_of(tables: list[pl.DataFrame]) -> pl.DataFrame:
 END = NOW + 240_000
 
 
+@pytest.mark.slow
 def test_windows_come_out_once_when_all_have_passed_them() -> None:
     events = story()
     parts = partials_of(events, END)
@@ -109,6 +110,7 @@ def test_a_partition_behind_is_waited_for_then_corrects() -> None:
     assert_told(last_of([first, second, late]).drop("revision"), expected_of(events, end=END - 1))
 
 
+@pytest.mark.slow
 def test_any_order_comes_to_the_same() -> None:
     events = story(7)
     parts = [(n, partial) for n, partials in enumerate(partials_of(events, END)) for partial in partials]

@@ -197,6 +197,7 @@ def test_rows_on_which_a_route_fails_all_the_same_are_left_out_and_counted_and_n
     assert made.errors == {"where": 4}
 
 
+@pytest.mark.slow
 def test_where_everything_fails_the_tries_are_bounded():
     made = _failing(list(range(100_000)))
     frame = alerts_frame([alert(n) for n in range(5_000)])

@@ -259,6 +259,7 @@ def test_what_is_appended_while_a_sample_reads_is_in_it_and_so_is_what_is_due_by
     assert [json.loads(line)["kind"] for line in lines] == ["open_stall"]
 
 
+@pytest.mark.slow
 def test_cohorts_of_a_log_come_at_the_end(log: EmbeddedLog, tell: Tell, tmp_path: Path) -> None:
     writers = [log.writer(partition) for partition in range(2)]
     for partition, value in runs.frames(dirty_text(7, 500), 2, lines=(20,)):
