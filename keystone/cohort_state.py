@@ -19,9 +19,24 @@ from keystone.errors import CheckpointDamaged
 from keystone.events import CODED_DIMENSIONS, FIRST_DIMENSION, I32, I64
 from keystone.kernels import cohorts as kernel
 from keystone.kernels import session_rows as layout
-from keystone.kernels.cohorts import COMBINATIONS, FACT_WORDS, FACTS, FIRST_VALUE, OTHER, OUT_WORDS, START_WORDS, STARTS, WINDOW, WINDOW_END, WINDOW_MS
+from keystone.kernels.cohorts import (
+    BIN_SHIFT,
+    COMBINATIONS,
+    FACT_WORDS,
+    FACTS,
+    FIRST_VALUE,
+    OTHER,
+    OUT_WORDS,
+    START_WORDS,
+    STARTS,
+    WINDOW,
+    WINDOW_END,
+    WINDOW_MS,
+    WINDOW_SHIFT,
+)
 from keystone.mappings import Mapping
 from keystone.qoe import NAMES, CohortPartial, Key, Layout
+from keystone.qoe_bins import BIN_MASK, Tally
 from keystone.session_snapshot import Arrays, DictionaryStore
 
 COMBINATIONS_MIN: Final = 1 << 10
@@ -74,6 +89,7 @@ class CohortMemory:
         self._out_keys, self._out_sums, self._out_state = _NOTHING, _NOTHING, np.zeros(1, np.int64)
         self._ready: list[CohortPartial] = []
         self._bins: list[I64] = []
+        self._tally = Tally()
         self._texts: npt.NDArray[Any] = np.full(self.layout.cohorts, None, object)  # keys by cohort, as they are asked for
         self._is_named = np.zeros(self.layout.cohorts, np.bool_)
 
@@ -137,7 +153,8 @@ class CohortMemory:
         if not self.is_on:
             return 0
         known, facts = int(self._state[COMBINATIONS]), int(self._state[FACTS])
-        fixed = self._value_slots.nbytes + self._value_codes.nbytes + self._key_slots.nbytes + self._places.nbytes + self._starts.nbytes + self._slots.nbytes
+        held = (self._value_slots, self._value_codes, self._key_slots, self._places, self._starts, self._slots, self._tally)
+        fixed = sum(one.nbytes for one in held)
         return fixed + 4 * rows + known * (2 * len(self._dims) + 8) + facts * (8 * FACT_WORDS + 12) + self._out_keys.nbytes + self._out_sums.nbytes
 
     @property
@@ -215,20 +232,22 @@ class CohortMemory:
             keys, sums = np.empty(2 * rows, np.int64), np.empty(rows * OUT_WORDS, np.int64)
             keys[: 2 * used], sums[: used * OUT_WORDS] = self._out_keys[: 2 * used], self._out_sums[: used * OUT_WORDS]
             self._out_keys, self._out_sums = keys, sums
+        kernel.expand(self.cohorts, self._groups(), order, 0, order.size)
+
+    def _groups(self) -> kernel.Groups:
         laid = self.layout
-        groups = kernel.Groups(
-            laid.bases, laid.left, laid.right, laid.pair_bases, self._slots, self._out_keys, self._out_sums, self._out_state, laid.pair_values
-        )
-        kernel.expand(self.cohorts, groups, order, 0, order.size)
+        return kernel.Groups(laid.bases, laid.left, laid.right, laid.pair_bases, self._slots, self._out_keys, self._out_sums, self._out_state, laid.pair_values)
 
     def _bins_of(self, starts: I64) -> I64:
-        """(window, cohort, bin, count) of startups in their cohorts."""
-        dims = len(self._dims)
-        keys = self._keys[: int(self._state[COMBINATIONS]) * dims].reshape(-1, dims)[starts[:, 1]].astype(np.int64)
-        cohorts = self.layout.cohorts_of(keys)
-        rows = np.stack((np.tile(starts[:, 0], cohorts.shape[0]), cohorts.reshape(-1), np.tile(starts[:, 2], cohorts.shape[0])), axis=1)
-        distinct, counts = np.unique(rows, axis=0, return_counts=True)
-        return np.column_stack((distinct, counts)).astype(np.int64)
+        """(window, cohort, bin, count) of startups in their cohorts, sorted."""
+        windows, numbers = np.array([int(self._state[WINDOW])]), np.zeros(starts.shape[0], np.int64)
+        if not self._has_log_time:
+            windows, numbers = np.unique(starts[:, 0], return_inverse=True)
+        groups = self._groups()
+        self._tally.fill(starts.shape[0], lambda first, *table: kernel.count_starts(self.cohorts, groups, numbers, first, *table))
+        keys, counts = self._tally.take()
+        cohorts = (keys >> BIN_SHIFT) & ((1 << (WINDOW_SHIFT - BIN_SHIFT)) - 1)
+        return np.column_stack((windows[keys >> WINDOW_SHIFT], cohorts, keys & BIN_MASK, counts))
 
     def _drain_file(self, dictionaries: DictionaryStore) -> None:
         """A plain file's facts become rows, of windows that may come again."""

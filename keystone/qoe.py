@@ -78,14 +78,6 @@ class Layout:
         self.left: I64 = np.array([left for left, _ in self.pairs], np.int64)
         self.right: I64 = np.array([right for _, right in self.pairs], np.int64)
 
-    def cohorts_of(self, keys: I64) -> I64:
-        """The cohorts of combinations. ``keys`` (combinations, dimensions): numbers of values. Shape (groupings, combinations)."""
-        every = np.zeros((1, keys.shape[0]), np.int64)
-        single = keys.T + self.bases[:, None]
-        paired = np.where(keys < self.pair_values, keys, OTHER).T
-        pairs = self.pair_bases[:, None] + paired[self.left] * self.pair_values + paired[self.right]
-        return np.concatenate((every, single, pairs))
-
     def numbers_of(self, cohort: int) -> tuple[int | None, ...]:
         """For each dimension the number of its value, None where the cohort does not tell it apart."""
         numbers: list[int | None] = [None] * len(self.dimensions)
@@ -104,8 +96,8 @@ class CohortPartial:
     """One partition's share of some windows, which log time has passed (or a file's, which add up).
 
     ``keys``: the cohorts it tells of; two may be spelled alike, and add up. ``window_start_ms`` int64 (rows,); ``cohorts`` int32
-    (rows,): places in ``keys``; ``sums`` int64 (rows, SUMS and the concurrent plays). ``bins`` int64 (startups, 4): window start in ms,
-    place in ``keys``, bin, count. ``has_log_time`` False: nobody knows how many played at once.
+    (rows,): places in ``keys``; ``sums`` int64 (rows, SUMS and the concurrent plays). ``bins`` int64 (any, 4): window start in ms,
+    place in ``keys``, bin, how many startups. ``has_log_time`` False: nobody knows how many played at once.
     """
 
     partition: int

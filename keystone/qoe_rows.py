@@ -12,7 +12,10 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from keystone.events import I64
+from keystone.kernels.cohorts import BIN_SHIFT
 from keystone.qoe import COLUMNS, CONCURRENT, QUANTILES, SUMS, WINDOWS_MS, CohortPartial, bin_values
+from keystone.qoe_bins import added_up, nearest_ranks
 
 START: Final = "window_start_ms"
 SIZE: Final = "window_ms"
@@ -43,36 +46,48 @@ def told_schema(dimensions: Sequence[str]) -> dict[str, pl.DataType]:
     return {START: pl.Int64(), SIZE: pl.Int64(), **dict.fromkeys(dimensions, pl.String()), **dict.fromkeys(COLUMNS, pl.Int64())}
 
 
-def tables_of(partials: Iterable[CohortPartial], dimensions: Sequence[str], *, with_source: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows and bins of partials, as they are: what is told of a cohort twice adds up. ``with_source``: with a column ``source``, the partial's place.
+def rows_of(partials: Sequence[CohortPartial], dimensions: Sequence[str], *, with_source: bool = False) -> pl.DataFrame:
+    """Rows of partials, as they are: what is told of a cohort twice adds up. ``with_source``: with a column ``source``, the partial's place.
 
     All at once: a column costs 20 us, however few rows it has.
     """
-    given = list(partials)
-    if not given:
-        more: dict[str, pl.DataType] = {SOURCE: pl.Int32()} if with_source else {}
-        return pl.DataFrame(schema=row_schema(dimensions) | more), pl.DataFrame(schema=bin_schema(dimensions) | more)
-    firsts = np.cumsum([0, *(len(partial.keys) for partial in given)])
-    keys = {name: pl.Series(name, _values(given, name), pl.String) for name in dimensions}
-    sums = np.concatenate([partial.sums for partial in given]).T
-    places = np.concatenate([partial.cohorts + first for partial, first in zip(given, firsts, strict=False)])
+    if not partials:
+        return pl.DataFrame(schema=row_schema(dimensions) | ({SOURCE: pl.Int32()} if with_source else {}))
+    keys, firsts = _keys_of(partials, dimensions)
+    sums = np.concatenate([partial.sums for partial in partials]).T
+    places = np.concatenate([partial.cohorts + first for partial, first in zip(partials, firsts, strict=True)])
     rows = pl.DataFrame(
-        {START: np.concatenate([partial.window_start_ms for partial in given])}
+        {START: np.concatenate([partial.window_start_ms for partial in partials])}
         | {name: series.gather(places) for name, series in keys.items()}
         | {name: np.ascontiguousarray(column) for name, column in zip((*SUMS, CONCURRENT), sums, strict=True)}
     )
-    if not all(partial.has_log_time for partial in given):
-        known = pl.Series(np.repeat([partial.has_log_time for partial in given], [partial.rows for partial in given]))
+    lengths = [partial.rows for partial in partials]
+    if not all(partial.has_log_time for partial in partials):
+        known = pl.Series(np.repeat([partial.has_log_time for partial in partials], lengths))
         rows = rows.with_columns(pl.when(known).then(pl.col(CONCURRENT)).alias(CONCURRENT))
-    starts, cohorts, numbers, counts = np.concatenate([partial.bins.reshape(-1, 4) for partial in given]).T
-    lengths = [partial.bins.reshape(-1, 4).shape[0] for partial in given]
-    bin_places = cohorts + np.repeat(firsts[:-1], lengths)
-    named = {name: series.gather(bin_places) for name, series in keys.items()}
-    bins = pl.DataFrame({START: np.ascontiguousarray(starts)} | named | {"bin": np.ascontiguousarray(numbers), "count": np.ascontiguousarray(counts)})
-    if with_source:
-        rows = rows.with_columns(pl.Series(SOURCE, np.repeat(np.arange(len(given), dtype=np.int32), [partial.rows for partial in given])))
-        bins = bins.with_columns(pl.Series(SOURCE, np.repeat(np.arange(len(given), dtype=np.int32), lengths)))
-    return rows, bins
+    return rows.with_columns(pl.Series(SOURCE, np.repeat(np.arange(len(partials), dtype=np.int32), lengths))) if with_source else rows
+
+
+def bins_of(partials: Sequence[CohortPartial], dimensions: Sequence[str]) -> pl.DataFrame:
+    """Bins of partials, as they are: what is told of a cohort twice adds up."""
+    if not partials:
+        return pl.DataFrame(schema=bin_schema(dimensions))
+    keys, firsts = _keys_of(partials, dimensions)
+    starts, cohorts, numbers, counts = (np.ascontiguousarray(column) for column in np.concatenate([partial.bins for partial in partials]).T)
+    places = cohorts + np.repeat(firsts, [partial.bins.shape[0] for partial in partials])
+    return pl.DataFrame({START: starts} | {name: series.gather(places) for name, series in keys.items()} | {"bin": numbers, "count": counts})
+
+
+def tables_of(partials: Iterable[CohortPartial], dimensions: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """``rows_of`` and ``bins_of``."""
+    given = list(partials)
+    return rows_of(given, dimensions), bins_of(given, dimensions)
+
+
+def _keys_of(given: Sequence[CohortPartial], dimensions: Sequence[str]) -> tuple[dict[str, pl.Series], I64]:
+    """The keys of all partials one after the other, a series a dimension; where those of each begin."""
+    firsts = np.cumsum([0, *(len(partial.keys) for partial in given[:-1])], dtype=np.int64)
+    return {name: pl.Series(name, _values(given, name), pl.String) for name in dimensions}, firsts
 
 
 def _values(given: Sequence[CohortPartial], name: str) -> list[str | None]:
@@ -94,12 +109,23 @@ def told(rows: pl.DataFrame, bins: pl.DataFrame, dimensions: Sequence[str], wind
 
     ``rows`` are ``summed`` ones of 1 s. Columns as in ``told_schema``, in no order.
     """
-    start = (pl.col(START) // window_ms * window_ms).alias(START)
+    return told_with(rows, _quantiles(bins, dimensions, window_ms), dimensions, window_ms)
+
+
+def told_with(rows: pl.DataFrame, quantiles: pl.DataFrame, dimensions: Sequence[str], window_ms: int) -> pl.DataFrame:
+    """``told`` where the quantiles are known (``quantile_table``)."""
     sums = rows
     if window_ms != WINDOWS_MS[0]:
+        start = (pl.col(START) // window_ms * window_ms).alias(START)
         sums = rows.with_columns(start).group_by(START, *dimensions).agg(*(_total(name) for name in SUMS), pl.col(CONCURRENT).max())
-    found = sums.join(_quantiles(bins.with_columns(start), dimensions), on=[START, *dimensions], how="left", nulls_equal=True)
+    found = sums.join(quantiles, on=[START, *dimensions], how="left", nulls_equal=True)
     return found.with_columns(pl.lit(window_ms, pl.Int64).alias(SIZE)).select(list(told_schema(dimensions)))
+
+
+def quantile_table(groups: pl.DataFrame, keys: I64, counts: I64) -> pl.DataFrame:
+    """``groups`` (window starts, dimensions) with QUANTILES: each row's are those of its number in ``keys`` (``qoe_bins``), each of which it has."""
+    _, found = nearest_ranks(keys, counts, tuple(QUANTILES.values()))
+    return groups.with_columns(pl.Series(name, bin_values(bins), pl.Int64) for name, bins in zip(QUANTILES, found, strict=True))
 
 
 def with_ratios(rows: pl.DataFrame) -> pl.DataFrame:
@@ -116,11 +142,9 @@ def _if_any(total: pl.Expr) -> pl.Expr:
     return pl.when(pl.col(CONCURRENT).count() > 0).then(total).alias(CONCURRENT)
 
 
-def _quantiles(bins: pl.DataFrame, dimensions: Sequence[str]) -> pl.DataFrame:
-    """By nearest rank: the bin that the value of that rank fell into."""
-    by = [START, *dimensions]
-    counted = bins.group_by(*by, "bin").agg(pl.col("count").sum()).sort("bin")
-    reached = counted.with_columns(pl.col("count").cum_sum().over(by).alias("reached"), pl.col("count").sum().over(by).alias("total"))
-    ranks = {name: (percent * pl.col("total") + 99) // 100 for name, percent in QUANTILES.items()}
-    found = reached.group_by(by).agg(pl.col("bin").filter(pl.col("reached") >= rank).min().alias(name) for name, rank in ranks.items())
-    return found.with_columns(pl.Series(name, bin_values(found[name].to_numpy())) for name in QUANTILES)
+def _quantiles(bins: pl.DataFrame, dimensions: Sequence[str], window_ms: int) -> pl.DataFrame:
+    start = (pl.col(START) // window_ms * window_ms).alias(START)
+    groups = bins.with_columns(start).group_by(START, *dimensions).agg("bin", "count")
+    numbers = np.repeat(np.arange(groups.height, dtype=np.int64), groups["bin"].list.len().to_numpy())
+    keys = numbers << BIN_SHIFT | groups["bin"].explode(empty_as_null=False).to_numpy()
+    return quantile_table(groups.drop("bin", "count"), *added_up([(keys, groups["count"].explode(empty_as_null=False).to_numpy())]))

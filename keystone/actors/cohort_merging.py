@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import polars as pl
 
 from keystone.actors.cohort_desk import Fetched, partials_of
+from keystone.actors.supervisor import Arguments
 from keystone.config import CohortsConfig
 from keystone.errors import CheckpointDamaged
 from keystone.logs import get
@@ -31,7 +32,11 @@ log = get(__name__)
 class Asking(Protocol):
     """What knows the session actors (``supervisor.Supervisor``)."""
 
-    def gather(self, kind: str, method: str, pending: dict[str, Any], arguments: Mapping[str, tuple[Any, ...]] | None = None) -> list[tuple[str, Any]]: ...
+    def collect(self, pending: dict[str, Any]) -> list[tuple[str, Any]]: ...
+
+    def ask(self, kind: str, method: str, pending: dict[str, Any], arguments: Arguments | None = None) -> None: ...
+
+    def ask_all(self, kind: str, method: str, seconds: float, arguments: Arguments | None = None) -> list[tuple[str, Any]]: ...
 
 
 class CohortMerging:
@@ -54,10 +59,14 @@ class CohortMerging:
         with self._changed:
             if len(self._waiting) > WAITING_MAX:
                 return
-        arguments = {name: (cursor,) for name, cursor in self._cursors.items()}
-        for name, fetched in supervisor.gather("session", "cohorts", self._pending, arguments):
-            if fetched is not None:
-                self.take(name, fetched)
+        self._hear(supervisor.collect(self._pending))
+        # Only now: an answer says what to ask for next, and what is asked for twice is merged twice.
+        supervisor.ask("session", "cohorts", self._pending, self._arguments())
+
+    def ask_last(self, supervisor: Asking, limit_s: float) -> None:
+        """Fetch what is left; waits so long."""
+        self._hear(supervisor.collect(self._pending))
+        self._hear(supervisor.ask_all("session", "cohorts", limit_s, self._arguments()))
 
     def take(self, name: str, fetched: Fetched) -> None:
         """What the actor ``name`` answered."""
@@ -80,6 +89,14 @@ class CohortMerging:
             "rows": counters.rows, "corrections": counters.corrections, "late_rows": counters.late_rows, "forced": counters.forced,
             "windows_held": self._merge.windows, "rows_held": self._merge.rows_held, "cpu_s": round(self._cpu_s, 3),
         }  # fmt: skip
+
+    def _hear(self, answers: list[tuple[str, Fetched | None]]) -> None:
+        for name, fetched in answers:
+            if fetched is not None:
+                self.take(name, fetched)
+
+    def _arguments(self) -> Arguments:
+        return {name: (cursor,) for name, cursor in self._cursors.items()}
 
     def _run(self) -> None:
         is_ending = False

@@ -62,9 +62,7 @@ class CohortSinks:
 
     def close(self, supervisor: Supervisor) -> int:
         """Fetch and send what is left; how many rows are neither delivered nor on disk."""
-        for name, fetched in supervisor.ask_all("session", "cohorts", LAST_FETCH_S):
-            if fetched is not None:
-                self._merging.take(name, fetched)
+        self._merging.ask_last(supervisor, LAST_FETCH_S)
         if not self._merging.close(MERGE_S):
             log.warning("cohorts are not added up in time: the last rows are not told")
         left = sum(sink.close(CLOSE_S) for sink in self._sinks.values())

@@ -20,6 +20,8 @@ from keystone.actors.loop import FAILED, FINISHED, NEW, OVER, READY, RUNNING
 from keystone.actors.runtime import remote_class
 from keystone.errors import KeystoneError
 
+Arguments = Mapping[str, tuple[Any, ...]]  # of a call, by the actor's name; none without
+
 FLEET, SESSION, COMMITTER, SUPERVISOR = "fleet", "session", "committer", "supervisor"
 SILENCE_MAX_S = 20.0  # without an answer: dead or starved; either way the run cannot be trusted
 BUILD_AFTER_S = 3.0  # of the death of a session actor: building takes ~3 s of CPU, and taking over ~1 s
@@ -246,34 +248,40 @@ class Supervisor:
         """Whether, as far as is known here, every partition has an owner that has taken it over."""
         return any(not ward.is_down and ward.status.get("is_owned", False) for ward in self.of_kind(SUPERVISOR))
 
-    def gather(self, kind: str, method: str, pending: dict[str, Any], arguments: Mapping[str, tuple[Any, ...]] | None = None) -> list[tuple[str, Any]]:
-        """Answers that have come to ``method``, with the names of actors, and ask again; waits for nothing. ``pending`` is the caller's memory between calls.
+    def gather(self, kind: str, method: str, pending: dict[str, Any]) -> list[tuple[str, Any]]:
+        """Answers that have come to ``method``, and ask again (``collect``, ``ask``)."""
+        answers = self.collect(pending)
+        self.ask(kind, method, pending)
+        return answers
 
-        ``arguments``: of the call, by name; without them, it has none.
-        """
+    def collect(self, pending: dict[str, Any]) -> list[tuple[str, Any]]:
+        """Answers that have come to what was asked, with the names of actors; waits for nothing. ``pending`` is the caller's memory between calls."""
         import ray
 
         answers = []
-        for ward in self.of_kind(kind):
-            call = pending.get(ward.name)
-            if call is not None:
-                ready, _ = ray.wait([call], timeout=0)
-                if not ready:
-                    continue
+        for name, call in list(pending.items()):
+            ready, _ = ray.wait([call], timeout=0)
+            if ready:
+                del pending[name]
                 with suppress(ray.exceptions.RayError):  # ``poll`` tells of its death
-                    answers.append((ward.name, ray.get(call)))
-            given = (arguments or {}).get(ward.name, ())
-            pending[ward.name] = None if ward.fault is not None else getattr(ward.handle, method).remote(*given)
+                    answers.append((name, ray.get(call)))
         return answers
 
-    def ask_all(self, kind: str, method: str, seconds: float) -> list[tuple[str, Any]]:
+    def ask(self, kind: str, method: str, pending: dict[str, Any], arguments: Arguments | None = None) -> None:
+        """Ask every living actor of ``kind`` that owes no answer."""
+        for ward in self.of_kind(kind):
+            if ward.name not in pending and ward.fault is None:
+                pending[ward.name] = getattr(ward.handle, method).remote(*(arguments or {}).get(ward.name, ()))
+
+    def ask_all(self, kind: str, method: str, seconds: float, arguments: Arguments | None = None) -> list[tuple[str, Any]]:
         """What every living actor of ``kind`` answers to ``method`` within ``seconds``, with its name."""
         import ray
 
-        calls = [(ward.name, getattr(ward.handle, method).remote()) for ward in self.of_kind(kind) if ward.fault is None]
+        pending: dict[str, Any] = {}
+        self.ask(kind, method, pending, arguments)
         until_s = time.monotonic() + seconds
         answers = []
-        for name, call in calls:
+        for name, call in pending.items():
             with suppress(ray.exceptions.RayError):  # ``poll`` tells of its death
                 answers.append((name, ray.get(call, timeout=max(0.0, until_s - time.monotonic()))))
         return answers

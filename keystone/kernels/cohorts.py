@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keystone.events import INT_NULL, KIND_BUFFER, KIND_HEARTBEAT, KIND_START
+from keystone.kernels.bins import FREE, add_count
 from keystone.kernels.compiler import callee, kernel, piece
 from keystone.kernels.session_rows import (
     DIMS,
@@ -62,6 +63,8 @@ COHORT_STATE_WORDS = 8
 
 # --- sketch of startup times: log-linear bins -------------------------------------------------------------------------
 BIN_BITS = 6  # 64 bins an octave: the middle of one is within 1/128 of every value in it; values below 128 have their own
+BIN_SHIFT = 12  # of keys that have a bin below a cohort: 2^63 is of bin 3,711
+WINDOW_SHIFT = BIN_SHIFT + 31  # and a window above it
 
 
 class Cohorts(NamedTuple):
@@ -478,6 +481,22 @@ def off():
     return Cohorts(u32, state, i64, i64, i32, i64, i32, i64, np.zeros(1, np.uint16), u32, i64, u32, i64, u32, i64, i64, 0, 0, 0, 0, 0, 0, 0)
 
 
+@kernel
+def count_starts(c, g, windows, first, keys, counts, used):
+    """Count the bins of startups from ``first`` on in each cohort, until the table (``bins.add_count``) is half full; returns where to go on.
+
+    A key is window << WINDOW_SHIFT | cohort << BIN_SHIFT | bin; ``windows`` int64 numbers the window of each startup.
+    """
+    cohorts = 1 + c.dims.size + g.left.size
+    i = first
+    while i < c.state[STARTS] and 2 * (used[0] + cohorts) < keys.size:
+        combination, bin_number = c.starts[i * START_WORDS + 1], c.starts[i * START_WORDS + 2]
+        for n in range(cohorts):
+            add_count((windows[i] << WINDOW_SHIFT) | (_cohort(c, g, combination, n) << BIN_SHIFT) | bin_number, np.int64(1), keys, counts, used)
+        i += 1
+    return i
+
+
 def warm_up_with(table):
     """Compile, or load, the kernels here (``sessions.warm_up`` has the table)."""
     groups = Groups(
@@ -489,3 +508,4 @@ def warm_up_with(table):
     count_plays(table)
     adopt(table, 0)
     expand(table.cohorts, groups, np.zeros(1, np.int64), 0, 0)
+    count_starts(table.cohorts, groups, np.zeros(1, np.int64), 0, np.full(4, FREE, np.int64), np.zeros(4, np.int64), np.zeros(1, np.int64))

@@ -28,17 +28,23 @@ def partial(partition: int, second: int, events: int = 1) -> CohortPartial:
 
 
 class Desks:
-    """Session actors that answer at once."""
+    """Session actors: they answer what they are asked before anything else happens, and are heard the next time."""
 
     def __init__(self, *names: str) -> None:
         self.desks = {name: CohortDesk() for name in names}
-        self.asked: list[tuple[str, Any]] = []
+        self.told: list[bytes] = []
 
-    def gather(self, kind: str, method: str, pending: dict[str, Any], arguments: Mapping[str, tuple[Any, ...]] | None = None) -> list[tuple[str, Any]]:
-        assert (kind, method, pending) == ("session", "cohorts", {})
-        given = arguments or {}
-        self.asked += [(name, given.get(name)) for name in self.desks]
-        return [(name, desk.fetch(*(given.get(name) or (None,)))) for name, desk in self.desks.items()]
+    def collect(self, pending: dict[str, Any]) -> list[tuple[str, Any]]:
+        answers = list(pending.items())
+        pending.clear()
+        return answers
+
+    def ask(self, kind: str, method: str, pending: dict[str, Any], arguments: Mapping[str, tuple[Any, ...]] | None = None) -> None:
+        assert (kind, method) == ("session", "cohorts")
+        for name, desk in self.desks.items():
+            assert name not in pending
+            pending[name] = desk.fetch(*((arguments or {}).get(name) or (None,)))
+            self.told += pending[name].contents
 
 
 def until(claim: Any) -> None:
@@ -54,11 +60,12 @@ def test_rows_of_all_partitions_are_told_once_they_have_passed() -> None:
         desk.own(partition, {})
         desk.add(partition, [partial(partition, 0, 5 + partition)], MINUTE + 1_000)
     merging = CohortMerging(CONFIG, [0, 1], told.append)
-    merging.ask(desks)
+    merging.ask(desks)  # asks
+    merging.ask(desks)  # hears, and asks again
     until(lambda: told)
     assert told[0].select("window_start_ms", "events", "revision").rows() == [(MINUTE, 11, 2)]
     merging.ask(desks)
-    assert all(cursor is not None for _, cursor in desks.asked[2:])  # what was fetched is not asked for again
+    assert len(desks.told) == 2  # each partial once: what was fetched is not asked for again
     assert merging.close(10)
     assert pl.concat(told).filter(pl.col("window_ms") == 1_000).height == 1
     assert pl.concat(told)["window_ms"].to_list() == [1_000, 10_000, 60_000]  # the end tells what is not over, too

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "keystone"
 
-COHORTS = {"qoe", "qoe_bytes", "qoe_rows", "qoe_merge", "cohort_snapshot", "cohort_state"}
+COHORTS = {"qoe", "qoe_bins", "qoe_bytes", "qoe_rows", "qoe_merge", "cohort_snapshot", "cohort_state"}
 ROUTES = {"routes", "routes_check", "routes_sources", "routes_sql", "routes_words"}
 
 #: From the bottom up. A module may import from its own layer and from those before it.
