@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from keystone.events import (
-    DEAD_LETTER_BYTES_MAX,
     DICTIONARY_COLUMNS,
     EVENT_NAMES,
     FIRST_DIMENSION,
@@ -24,7 +23,6 @@ from keystone.events import (
     REASONS,
     U8,
     U64,
-    DeadLetter,
     EventBatch,
     Records,
     StringColumn,
@@ -34,6 +32,7 @@ from keystone.kernels import fields
 from keystone.kernels import words as word_kernel
 from keystone.kernels.columns import take_rows
 from keystone.kernels.glue import Glue, new_glue
+from keystone.letter_batch import LetterBatch, cut_out
 from keystone.partition import partitions_of
 from keystone.session_snapshot import Strings
 
@@ -221,7 +220,7 @@ class Decoded:
     """One batch out of the decoder. ``received`` counts its lines, ``empty_records`` the records without a value."""
 
     batch: EventBatch
-    dead_letters: list[DeadLetter]
+    dead_letters: LetterBatch
     received: int
     empty_records: int
 
@@ -324,17 +323,16 @@ class Decoder:
         dead = self._dead_letters(records, int(progress[kernel.P_DEAD]), per_line=per_line)
         return Decoded(batch_of(self.columns, records.partition, rows), dead, int(progress[kernel.P_RECEIVED]), int(progress[kernel.P_EMPTY]))
 
-    def _dead_letters(self, records: Records, count: int, *, per_line: bool) -> list[DeadLetter]:
-        """Of a flood there are as many as of good lines: nothing here is asked of numpy for each."""
+    def _dead_letters(self, records: Records, count: int, *, per_line: bool) -> LetterBatch:
         if not count:
-            return []
-        found = self._dead[:, :count]
-        text, partition = records.text.data, records.partition
-        letters = []
-        for offset, (_, line, start, size, reason) in zip(records.offsets[found[0]].tolist(), found.T.tolist(), strict=True):
-            raw = bytes(text[start : start + min(size, DEAD_LETTER_BYTES_MAX)])
-            letters.append(DeadLetter(partition, offset + line if per_line else offset, 0 if per_line else line, REASONS[reason], size, raw))
-        return letters
+            return LetterBatch()
+        of_record, lines, starts, sizes, reasons = self._dead[:, :count]
+        offsets = records.offsets[of_record]
+        if per_line:
+            offsets, lines = offsets + lines, np.zeros(count, np.int64)
+        text, ends = cut_out(records.text, starts, sizes)
+        columns = np.stack((np.full(count, records.partition), offsets, lines, reasons, sizes, np.append(0, ends[:-1]), ends))
+        return LetterBatch(columns, REASONS, text)
 
     @property
     def state_bytes(self) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 from keystone.config import Config
 from keystone.decode import Decoder, Dictionaries
 from keystone.errors import CheckpointDamaged, UsageError
-from keystone.events import Alert, DeadLetter, EventBatch, Records
+from keystone.events import Alert, EventBatch, Records
+from keystone.letter_batch import LetterBatch
 from keystone.mappings import Room
 from keystone.metrics import Ledger
 from keystone.qoe import CohortPartial
@@ -41,7 +42,7 @@ class StepResult:
     decoded_ms: list[float] = field(default_factory=list)
     alerted_ms: list[float] = field(default_factory=list)
     sessions: list[SessionRecords] = field(default_factory=list)
-    dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_letters: LetterBatch = field(default_factory=LetterBatch)
     cohorts: list[CohortPartial] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
 

@@ -19,7 +19,8 @@ import numpy as np
 from keystone.actors.trail import Trails
 from keystone.config import KafkaConfig
 from keystone.errors import KeystoneError, LogUnreachable
-from keystone.events import Alert, DeadLetter
+from keystone.events import Alert
+from keystone.letter_batch import LetterBatch
 from keystone.log.url import KafkaUrl
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram
@@ -46,7 +47,7 @@ class Delivery:
     alerts: list[Alert]
     decoded_ms: list[float]
     alerted_ms: list[float]
-    dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_letters: LetterBatch = field(default_factory=LetterBatch)
     visible_ms: list[float] = field(default_factory=list)
 
 
@@ -166,10 +167,9 @@ class Letters:
         if self._limit is not None:
             self._limit.disown(partition)
 
-    def write(self, partition: int, letters: Sequence[DeadLetter]) -> None:
+    def write(self, partition: int, letters: LetterBatch) -> None:
         """Those that are not there yet; they are when this returns, as far as they are kept."""
-        last = self._last[partition]
-        fresh: Sequence[DeadLetter] = [letter for letter in letters if (letter.offset, letter.line) > last]
+        fresh = letters.behind(*self._last[partition])
         self._open[partition].write(fresh if self._limit is None else self._limit.kept(partition, fresh))
 
     def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - nothing is held
@@ -296,7 +296,7 @@ class Taking(Protocol):
 
     def own(self, partition: int, epoch: int) -> None: ...
     def disown(self, partition: int) -> None: ...
-    def write(self, partition: int, letters: Sequence[DeadLetter]) -> Ticket | None: ...
+    def write(self, partition: int, letters: LetterBatch) -> Ticket | None: ...
     def flush(self, wait_s: float) -> bool: ...
     def close(self) -> None: ...
 
@@ -333,7 +333,7 @@ class WithLetters:
         return self._inner.marks()
 
     def send(self, delivery: Delivery) -> None:
-        letters, delivery.dead_letters = delivery.dead_letters, []
+        letters, delivery.dead_letters = delivery.dead_letters, LetterBatch()
         self._inner.send(delivery)  # first: nobody waits for a letter
         self._tickets.append(self._letters.write(delivery.partition, letters) if letters else None)
 

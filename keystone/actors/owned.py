@@ -66,8 +66,8 @@ class PartitionTotals:
         self.ledger += result.ledger
         self.alerts += len(result.alerts)
         self.sessions_closed += sum(closed.rows for closed in result.sessions)
-        for letter in result.dead_letters:
-            self.dead_letters[letter.reason] = self.dead_letters.get(letter.reason, 0) + 1
+        for reason, count in result.dead_letters.by_reason().items():
+            self.dead_letters[reason] = self.dead_letters.get(reason, 0) + count
 
     def note_gap(self, gap: Gap) -> None:
         self.gaps[gap.reason] = self.gaps.get(gap.reason, 0) + gap.last_offset - gap.first_offset + 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from keystone.errors import SinkBusy
+from keystone.letter_batch import LetterBatch
 from keystone.routes_sources import ALERTS, DEAD_LETTERS, EVENTS, SESSIONS, alerts_frame, dead_letters_frame, events_frame, sessions_frame
 from keystone.session_records import SessionRecords
 from keystone.sinks.base import Rows, Sink
@@ -24,7 +25,7 @@ from keystone.sinks.routed_rows import FrameRows, Projected
 if TYPE_CHECKING:
     from keystone.config import Config
     from keystone.decode import Dictionaries
-    from keystone.events import Alert, DeadLetter, EventBatch
+    from keystone.events import Alert, EventBatch
     from keystone.pipeline import StepResult
     from keystone.routes import Route, Routes, Target
     from keystone.sinks.file_rows import BytesOut
@@ -65,7 +66,7 @@ class Routing:
         self._wanted = {source for way in self._ways.values() for source in way.routes}
         self._now_s = now_s
         self._alerts: list[Alert] = []
-        self._letters: list[DeadLetter] = []
+        self._letters = LetterBatch()
         self._closed: SessionRecords | None = None
         self._events: list[pl.DataFrame] = []
         self._gathered_s = now_s()
@@ -120,7 +121,7 @@ class Routing:
             for way, route in self._routes(ALERTS):
                 self._give(way, route, _alert_rows(route, alerts))
         if self._letters:
-            letters, self._letters = self._letters, []
+            letters, self._letters = self._letters, LetterBatch()
             frame = dead_letters_frame(letters)
             for way, route in self._routes(DEAD_LETTERS):
                 self._give_frame(way, route, frame)

@@ -70,7 +70,7 @@ class LogSide:
             batch, rows = decoded.batch, slice(0, decoded.batch.rows)
             accepted.append(np.stack([batch.offset[rows], batch.line[rows].astype(np.int64), batch.append_ts_ms[rows]], axis=1))
             if decoded.dead_letters:
-                places = np.array([(letter.offset, letter.line) for letter in decoded.dead_letters], np.int64)
+                places = np.stack([decoded.dead_letters.offsets, decoded.dead_letters.lines], axis=1)
                 dead.append(np.column_stack([places, records.append_ts_ms[np.searchsorted(records.offsets, places[:, 0])]]))
         return Again(first_offset, next_offset, np.concatenate(accepted), np.concatenate(dead))
 

@@ -19,6 +19,7 @@ import numpy as np
 from keystone.config import Config
 from keystone.decode import Decoder, PartitionSplitter
 from keystone.events import DeadLetter, EventBatch, Records
+from keystone.letter_batch import LetterBatch
 from keystone.log.files import Block, OversizeLine, read_ndjson
 from keystone.metrics import Ledger
 from keystone.pipeline import PartitionPipeline, StepResult
@@ -187,15 +188,15 @@ class FileReplay:
         self.totals.bytes += line.length + 1
         if not line.is_blank:
             self.totals.lines += 1
-            self._bury([DeadLetter(0, line.line, 0, "too_large", line.length, line.head)])
+            self._bury(LetterBatch.of([DeadLetter(0, line.line, 0, "too_large", line.length, line.head)]))
 
-    def _bury(self, letters: list[DeadLetter]) -> None:
+    def _bury(self, letters: LetterBatch) -> None:
         if self._dead_letters is None or not letters:
             return
         self._dead_letters.write(letters)
         self._ledger += Ledger(received=len(letters), dead_lettered=len(letters))
-        for letter in letters:
-            self.totals.dead_letters[letter.reason] = self.totals.dead_letters.get(letter.reason, 0) + 1
+        for reason, count in letters.by_reason().items():
+            self.totals.dead_letters[reason] = self.totals.dead_letters.get(reason, 0) + count
 
     def _collect(self, result: StepResult) -> None:
         self._ledger += result.ledger

@@ -130,5 +130,5 @@ class LogReplay:
             self._cohorts.take(result.cohorts)
         if result.dead_letters:
             self._dead_letters.write(result.dead_letters)
-        for letter in result.dead_letters:
-            self.totals.dead_letters[letter.reason] = self.totals.dead_letters.get(letter.reason, 0) + 1
+        for reason, count in result.dead_letters.by_reason().items():
+            self.totals.dead_letters[reason] = self.totals.dead_letters.get(reason, 0) + count

@@ -19,6 +19,7 @@ from keystone.config import Config
 from keystone.decode import Decoder, Dictionaries
 from keystone.errors import OffsetOutOfRange
 from keystone.events import DeadLetter, EventBatch, Records
+from keystone.letter_batch import LetterBatch
 from keystone.log.files import OversizeLine, read_ndjson
 from keystone.log.opening import open_log
 from keystone.pipeline import PartitionPipeline, StepResult
@@ -110,7 +111,7 @@ def sample_file(sample: Sample, path: str, seconds: float) -> Iterator[bytes]:
     for item in read_ndjson([path]):
         result = StepResult(0)
         if isinstance(item, OversizeLine):
-            letters = [] if item.is_blank else [DeadLetter(0, item.line, 0, "too_large", item.length, item.head)]
+            letters = LetterBatch() if item.is_blank else LetterBatch.of([DeadLetter(0, item.line, 0, "too_large", item.length, item.head)])
             sample.received += len(letters)
             result.dead_letters += letters
         else:

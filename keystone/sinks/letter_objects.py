@@ -12,15 +12,14 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from keystone.errors import StoreUnavailable, UsageError
-from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.logs import get
 from keystone.sinks.letters_limit import LettersLimit
-from keystone.sinks.ndjson import dead_letter_line
+from keystone.sinks.ndjson import letter_lines
 from keystone.store import Store
 
 AGE_MAX_S: Final = 5.0  # of the oldest letter of an object when it is uploaded; a checkpoint waits for it
@@ -88,23 +87,22 @@ class LetterObjects:
                 draft.ticket.is_done = True  # nobody waits for it any more
             self._changed.notify_all()
 
-    def write(self, partition: int, letters: Sequence[DeadLetter]) -> Ticket | None:
+    def write(self, partition: int, letters: LetterBatch) -> Ticket | None:
         """Take those that are not there yet; the ticket of the last one. None: all are there. Waits while too much is held."""
-        fresh: Sequence[DeadLetter] = [letter for letter in letters if (letter.offset, letter.line) > self._last[partition]]
+        fresh = letters.behind(*self._last[partition])
         if self._limit is not None:
             fresh = self._limit.kept(partition, fresh)
         if not fresh:
             return None
         with self._changed:
             self._changed.wait_for(lambda: self._held_bytes < HELD_BYTES_MAX or self._is_stopping)
-            for letter in fresh:
+            for line, offset, place in zip(letter_lines(fresh, per_line=False), fresh.offsets.tolist(), fresh.lines.tolist(), strict=True):
                 draft = self._drafts.get(partition)
                 if draft is None:
                     draft = self._drafts[partition] = _Draft(partition, self._epochs[partition], time.monotonic())
-                line = dead_letter_line(letter, per_line=False)
                 draft.lines.append(line)
                 draft.bytes += len(line)
-                draft.last = letter.offset, letter.line
+                draft.last = offset, place
                 self._held_bytes += len(line)
                 ticket = draft.ticket
                 if draft.bytes >= OBJECT_BYTES_MAX:

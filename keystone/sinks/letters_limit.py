@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.logs import get
 from keystone.sinks.letters_read import NOT_KEPT
 
@@ -48,7 +50,7 @@ class LettersLimit:
         self._is_full = self._is_full and not gone
         self._marked.discard(partition)
 
-    def kept(self, partition: int, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+    def kept(self, partition: int, letters: LetterBatch) -> LetterBatch:
         """Those to be written, and the marker where others begin."""
         if not letters:
             return letters
@@ -61,26 +63,23 @@ class LettersLimit:
         if partition in self._marked:
             return letters[:count]
         self._marked.add(partition)
-        first = letters[count]
-        return [*letters[:count], DeadLetter(partition, first.offset, first.line, NOT_KEPT, 0, b"")]
+        marker = DeadLetter(partition, int(letters.offsets[count]), int(letters.lines[count]), NOT_KEPT, 0, b"")
+        return LetterBatch.joined([letters[:count], LetterBatch.of([marker])])
 
-    def _fitting(self, partition: int, letters: Sequence[DeadLetter]) -> int:
+    def _fitting(self, partition: int, letters: LetterBatch) -> int:
         """How many of them, from the first on, there is room for; it is theirs then."""
-        used = count = 0
-        for letter in letters:
-            size = len(letter.raw) * 4 // 3 + LINE_BYTES
-            if self._total + used + size > self._bytes_max:
-                self._is_full = True
-                break
-            used, count = used + size, count + 1
+        reached = np.cumsum(letters.kept_bytes * 4 // 3 + LINE_BYTES)
+        count = int(np.searchsorted(reached, self._bytes_max - self._total, side="right"))
+        self._is_full = count < len(letters)
+        used = int(reached[count - 1]) if count else 0
         self._total += used
         self._used[partition] = self._used.get(partition, 0) + used
         return count
 
-    def _count(self, letters: Sequence[DeadLetter]) -> None:
-        reasons = Counter(letter.reason for letter in letters)
-        self.not_kept += reasons
-        self._untold += reasons
+    def _count(self, letters: LetterBatch) -> None:
+        reasons = letters.by_reason()
+        self.not_kept.update(reasons)
+        self._untold.update(reasons)
         now_s = time.monotonic()
         if now_s - self._told_s >= WARN_EVERY_S:
             self._told_s = now_s

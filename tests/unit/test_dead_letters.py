@@ -17,6 +17,7 @@ from rich.cells import cell_len
 from keystone.clock import ManualClock
 from keystone.config import KafkaConfig
 from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.log.embedded import EmbeddedLog
 from keystone.log.kafka.batches import BatchBuilder
 from keystone.log.kafka.headers import headers_of
@@ -152,7 +153,7 @@ def test_objects_of_a_bucket_are_read_in_order() -> None:
         objects.own(partition, 1)
     for first in range(0, 4, 2):
         for one in SOME[first : first + 2]:
-            objects.write(one.partition, [one])
+            objects.write(one.partition, LetterBatch.of([one]))
         assert objects.flush(20)
     objects.close()
     assert places(url) == [(0, 3, 0), (0, 3, 2), (0, 9, 0), (12, 4, 0)]

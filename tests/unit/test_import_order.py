@@ -21,7 +21,7 @@ ROUTES = {"routes", "routes_check", "routes_sources", "routes_sql", "routes_word
 LAYERS = (
     {"events", "errors", "clock", "kernels", "partition"},
     {"config", "metrics", "mappings", "logs", "logs_lines", "logs_writer", "segments", "store", "store_objects", "buckets"},
-    {"decode", "session_snapshot", "session_state", "session_records", "sessions", "detect", "anomaly", *COHORTS},
+    {"decode", "letter_batch", "session_snapshot", "session_state", "session_records", "sessions", "detect", "anomaly", *COHORTS},
     {*ROUTES, "pipeline", "checkpoint", "checkpoint_format", "ownership"},
     {"log", "sinks", "sim", "testing"},
     {"actors"},

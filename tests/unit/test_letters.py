@@ -14,8 +14,10 @@ import pytest
 from keystone.actors.outputs import Delivery, Letters, LocalOutput, WithLetters
 from keystone.errors import StoreUnavailable
 from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.sinks import letter_objects
 from keystone.sinks.letter_objects import LetterObjects
+from keystone.sinks.ndjson import dead_letter_line
 from keystone.store import Store, open_store
 
 numbers = itertools.count()
@@ -62,7 +64,7 @@ def there(store: Moody) -> list[tuple[int, int]]:
 
 
 def delivery(offset: int, *letters: DeadLetter, partition: int = 5) -> Delivery:
-    return Delivery(partition, offset, [], [], [], list(letters))
+    return Delivery(partition, offset, [], [], [], LetterBatch.of(letters))
 
 
 def until(claim: Any) -> None:
@@ -95,27 +97,27 @@ def test_letters_are_in_the_bucket_before_a_delivery_is_finished(store: Moody, l
 
 def test_who_takes_over_leaves_out_what_is_there(store: Moody, letters: LetterObjects) -> None:
     letters.own(5, 1)
-    letters.write(5, [letter(1), letter(2)])
+    letters.write(5, LetterBatch.of([letter(1), letter(2)]))
     assert letters.flush(20)
     other = LetterObjects(store, "memory://", "x-")  # type: ignore[arg-type]
     other.own(5, 2)
     other.own(6, 1)
-    assert other.write(5, [letter(1), letter(2)]) is None
-    assert other.write(5, [letter(2), letter(3)]) is not None
-    assert other.write(6, [letter(1, 6)]) is not None
+    assert other.write(5, LetterBatch.of([letter(1), letter(2)])) is None
+    assert other.write(5, LetterBatch.of([letter(2), letter(3)])) is not None
+    assert other.write(6, LetterBatch.of([letter(1, 6)])) is not None
     assert other.flush(20)
     other.close()
     assert sorted(there(store)) == [(5, 1), (5, 2), (5, 3), (6, 1)]
 
 
 def test_large_objects_are_cut_and_what_is_held_is_bounded(store: Moody, letters: LetterObjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(letter_objects.dead_letter_line(letter(1), per_line=False))
+    size = len(dead_letter_line(letter(1), per_line=False))
     monkeypatch.setattr(letter_objects, "AGE_MAX_S", 100.0)
     monkeypatch.setattr(letter_objects, "OBJECT_BYTES_MAX", 3 * size)
     monkeypatch.setattr(letter_objects, "HELD_BYTES_MAX", 7 * size)
     letters.own(5, 1)
     for offset in range(1, 10):  # waits for room where there is none
-        letters.write(5, [letter(offset)])
+        letters.write(5, LetterBatch.of([letter(offset)]))
     until(lambda: len(store.names("")) == 3)
     assert there(store) == [(5, offset) for offset in range(1, 10)]
     assert letters._held_bytes == 0

@@ -17,6 +17,7 @@ from keystone.actors.outputs import Letters
 from keystone.audit.places import is_not_kept
 from keystone.config import Config, KafkaConfig
 from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.sinks import letters_limit
 from keystone.sinks.letter_objects import LetterObjects
 from keystone.sinks.letters_limit import LINE_BYTES, LettersLimit
@@ -28,8 +29,8 @@ from tests.letters import letter
 numbers = itertools.count()
 
 
-def flood(first: int, count: int, partition: int = 0) -> list[DeadLetter]:
-    return [letter(n, b"x" * 300, ("invalid_json", "bad_type")[n % 2], partition=partition) for n in range(first, first + count)]
+def flood(first: int, count: int, partition: int = 0) -> LetterBatch:
+    return LetterBatch.of(letter(n, b"x" * 300, ("invalid_json", "bad_type")[n % 2], partition=partition) for n in range(first, first + count))
 
 
 @given(st.integers(0, 1 << 62), st.integers(0, 1 << 40), st.binary(max_size=5_000))
@@ -55,7 +56,7 @@ def test_the_audit_finds_none_missing_whatever_comes(steps: list[tuple[int, list
             limit.own(partition, 0)
         some = [letter(len(all_[partition]) + n, b"x" * size, "bad_type", partition=partition) for n, size in enumerate(sizes)]
         all_[partition] += some
-        written[partition] += limit.kept(partition, some)
+        written[partition] += limit.kept(partition, LetterBatch.of(some))
     for partition, found in written.items():
         markers = {one.offset for one in found if one.reason == NOT_KEPT}
         kept = {one.offset for one in found if one.reason != NOT_KEPT}

@@ -21,6 +21,7 @@ from keystone.actors.trail import alerts_path, moments_path, read_moments, trail
 from keystone.config import KafkaConfig
 from keystone.errors import RecordTooLarge
 from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.sinks import kafka
 from keystone.sinks.kafka import Item, TopicSink, action_record, dead_letter_headers
 from tests.reference import partition_of
@@ -38,7 +39,7 @@ def letter(offset: int, raw: bytes = b"{") -> DeadLetter:
 
 def delivery(offset: int, *alerts: Alert, letters: Sequence[DeadLetter] = ()) -> Delivery:
     moments = [float(APPENDED_MS + 1)] * len(alerts)
-    return Delivery(5, offset, list(alerts), moments, list(moments), list(letters))
+    return Delivery(5, offset, list(alerts), moments, list(moments), LetterBatch.of(letters))
 
 
 def offsets(finished: Iterable[Delivery]) -> list[int]:
