@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keystone.events import DEAD_LETTER_BYTES_MAX, I64, PADDING, U8, DeadLetter
+from keystone.kernels.letters import BEGIN, COLUMNS, END, LINE, OFFSET, PARTITION, REASON
 from keystone.kernels.lines import copy_pieces
 
-PARTITION, OFFSET, LINE, REASON, LENGTH, BEGIN, END = range(COLUMNS := 7)
+__all__ = ["PARTITION", "LetterBatch", "cut_out"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +33,12 @@ class LetterBatch(Sequence[DeadLetter]):
         """From letters one by one."""
         given = list(letters)
         names = tuple(dict.fromkeys(letter.reason for letter in given))
-        rows = [(one.partition, one.offset, one.line, names.index(one.reason), one.length, 0, len(one.raw)) for one in given]
+        heads = [one.raw[:DEAD_LETTER_BYTES_MAX] for one in given]
+        rows = [(one.partition, one.offset, one.line, names.index(one.reason), one.length, 0, len(head)) for one, head in zip(given, heads, strict=True)]
         columns = np.array(rows, np.int64).reshape(-1, COLUMNS).T
         columns[END] = np.cumsum(columns[END])
         columns[BEGIN, 1:] = columns[END, :-1]
-        return cls(columns, names, np.frombuffer(b"".join(one.raw for one in given), np.uint8))
+        return cls(columns, names, np.frombuffer(b"".join(heads), np.uint8))
 
     @classmethod
     def joined(cls, parts: Sequence[LetterBatch]) -> LetterBatch:
@@ -69,14 +71,15 @@ class LetterBatch(Sequence[DeadLetter]):
 
     def behind(self, offset: int, line: int) -> LetterBatch:
         """Those after a place."""
-        return self._picked(np.flatnonzero((self.offsets > offset) | ((self.offsets == offset) & (self.lines > line))))
+        return self.picked(np.flatnonzero((self.offsets > offset) | ((self.offsets == offset) & (self.lines > line))))
 
     def by_reason(self) -> dict[str, int]:
         """How many there are of each."""
         counts = np.bincount(self.columns[REASON], minlength=len(self.names)).tolist()
         return {name: count for name, count in zip(self.names, counts, strict=True) if count}
 
-    def _picked(self, places: npt.NDArray[np.intp] | slice) -> LetterBatch:
+    def picked(self, places: npt.NDArray[np.intp] | slice) -> LetterBatch:
+        """Those at ``places``."""
         return LetterBatch(self.columns[:, places], self.names, self.text)
 
     # --- a sequence ---------------------------------------------------------------------------------------------------
@@ -94,9 +97,9 @@ class LetterBatch(Sequence[DeadLetter]):
     def __getitem__(self, at: slice) -> LetterBatch: ...
     def __getitem__(self, at: int | slice) -> DeadLetter | LetterBatch:
         if isinstance(at, slice):
-            return self._picked(at)
+            return self.picked(at)
         place = range(len(self))[at]
-        return next(iter(self._picked(slice(place, place + 1))))
+        return next(iter(self.picked(slice(place, place + 1))))
 
     def __add__(self, more: Iterable[DeadLetter]) -> LetterBatch:
         return LetterBatch.joined([self, more if isinstance(more, LetterBatch) else LetterBatch.of(more)])

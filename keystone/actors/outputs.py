@@ -35,6 +35,8 @@ MEND_EVERY_S: Final = 1.0  # between two tries to deliver what failed
 MARK_EVERY_S: Final = 5.0  # between two looks where the actions end: so much of them is read again at most, beyond a checkpoint's age
 ACTIONS_MARK: Final = "actions"
 
+LETTERS_TOGETHER: Final = 1_000  # dead letters that are sent again together, should one of them not arrive
+
 log = get(__name__)
 
 
@@ -247,7 +249,8 @@ class TopicOutput:
         if len(fresh) != len(delivery.alerts):
             for name in ("alerts", "decoded_ms", "alerted_ms"):
                 setattr(delivery, name, [getattr(delivery, name)[i] for i in fresh])
-        items = [*map(Item, delivery.alerts), *map(Item, delivery.dead_letters)]
+        letters = delivery.dead_letters
+        items = [*map(Item, delivery.alerts), *(Item(letters[at : at + LETTERS_TOGETHER]) for at in range(0, len(letters), LETTERS_TOGETHER))]
         self._under_way.append(_UnderWay(delivery, items))
         self._sink.send(items)
 

@@ -1,8 +1,8 @@
 """Actions and dead letters as records of two topics, each counted as delivered only when every replica in sync has it.
 
-An action is the alert as JSON under the key ``device_id``, in the partition that any Kafka client would choose. A dead letter's
-value is the line itself (its first 64 KiB), what is known about it is in the headers. An outcome that is unknown is looked up in
-the topic before anything is said twice; one that failed is sent again: alerts and dead letters are never dropped.
+An action is the alert as JSON under the key ``device_id``, in the partition that any Kafka client would choose; ``letter_records`` says what a
+dead letter is. An outcome that is unknown is looked up in the topic before an alert is said twice; one that failed is sent again: alerts and
+dead letters are never dropped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import orjson
 
 from keystone.config import KafkaConfig
 from keystone.errors import LogUnreachable, RecordTooLarge
-from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
+from keystone.events import Alert
+from keystone.letter_batch import PARTITION, LetterBatch
 from keystone.log.kafka import KafkaLog
 from keystone.log.url import KafkaUrl
 from keystone.logs import get
 from keystone.partition import partition_of
+from keystone.sinks.letter_records import LetterRecords
 from keystone.sinks.ndjson import alert_line
 
 LOOK_BACK_MS: Final = 60_000  # before a record was handed over: brokers' clocks may be that far behind
@@ -37,20 +39,19 @@ def action_record(alert: Alert) -> tuple[bytes, bytes]:
     return alert.device_id.encode(), alert_line(alert).rstrip(b"\n")
 
 
-def dead_letter_headers(letter: DeadLetter) -> tuple[tuple[str, bytes], ...]:
-    """``reason partition offset line length``, as decimal text; ``raw_bytes`` of what is kept."""
-    fields = {"reason": letter.reason, "partition": letter.partition, "offset": letter.offset, "line": letter.line, "length": letter.length}
-    return tuple((name, str(value).encode()) for name, value in fields.items())
-
-
 @dataclass(slots=True)
 class Item:
-    """One record that must arrive. ``state``: pending | acknowledged | failed | unknown."""
+    """What must arrive: an alert, or dead letters of one partition together. ``state``: pending | acknowledged | failed | unknown.
 
-    what: Alert | DeadLetter
+    ``left``: records without an outcome; ``trouble``: the state of one that did not arrive.
+    """
+
+    what: Alert | LetterBatch
     sent_ms: int = 0
     state: str = "pending"
     done_ms: float = 0.0
+    left: int = 0
+    trouble: str | None = None
 
 
 class TopicSink:
@@ -86,22 +87,35 @@ class TopicSink:
                 self._changed.notify_all()
 
         what = item.what
-        if isinstance(what, Alert):
-            if self._actions is None:
-                item.state, item.done_ms = "acknowledged", time.time() * 1_000
-                return
+        if isinstance(what, LetterBatch):
+            self._send_letters(item, what)
+        elif self._actions is None:
+            item.state, item.done_ms = "acknowledged", time.time() * 1_000
+        else:
             key, value = action_record(what)
             lane = self._actions.producer().lane(self._actions.topic, partition_of(key, self._actions.partitions))
             self._actions.producer().send(lane, value, key=key, on_outcome=on_outcome, is_urgent=True, wakes=False, limit_bytes=self._actions.record_bytes_max)
-        else:
-            if self._dead is None:
-                item.state, item.done_ms = "acknowledged", time.time() * 1_000
-                return
-            lane = self._dead.producer().lane(self._dead.topic, what.partition % self._dead.partitions)
-            self._dead.producer().send(
-                lane, what.raw[:DEAD_LETTER_BYTES_MAX], headers=dead_letter_headers(what), on_outcome=on_outcome, wakes=False,
-                limit_bytes=self._dead.record_bytes_max,
-            )  # fmt: skip
+
+    def _send_letters(self, item: Item, letters: LetterBatch) -> None:
+        def on_outcomes(outcome: Any, records: int) -> None:
+            with self._changed:
+                item.left -= records
+                if outcome.state != "acknowledged":
+                    item.trouble = outcome.state
+                if not item.left:
+                    item.done_ms, item.state = time.time() * 1_000, item.trouble or "acknowledged"
+                    self._changed.notify_all()
+
+        records = LetterRecords(letters, self._dead.record_bytes_max) if self._dead is not None else None
+        if records is not None and records.too_large:
+            self.undeliverable += records.too_large
+            log.error("dead letters are too large for their topic", letters=records.too_large, topic=self._dead.topic if self._dead is not None else "")
+        if self._dead is None or records is None or not records.left:
+            item.state, item.done_ms = "acknowledged", time.time() * 1_000
+            return
+        item.left, item.trouble = records.left, None
+        lane = self._dead.producer().lane(self._dead.topic, int(letters.columns[PARTITION, 0]) % self._dead.partitions)
+        self._dead.producer().send_records(lane, records, on_outcomes=on_outcomes)
 
     def _give_up(self, item: Item, error: RecordTooLarge) -> None:
         """Once more without dimensions, which the action can do without; then it cannot be said."""
@@ -116,7 +130,7 @@ class TopicSink:
                 return
         self.undeliverable += 1
         item.state, item.done_ms = "acknowledged", time.time() * 1_000
-        log.error("an action or dead letter cannot be delivered: %s", error)
+        log.error("an action cannot be delivered: %s", error)
 
     def mend(self, items: Sequence[Item]) -> None:
         """Send again what failed, and what is unknown and not in the topic."""

@@ -50,11 +50,9 @@ def letter_lines(letters: LetterBatch, *, per_line: bool) -> Iterator[bytes]:
     reasons = [orjson.dumps(name) for name in letters.names]
     text = letters.text.data
     for partition, offset, line, reason, length, begin, end in letters.columns.T.tolist():
-        raw = b2a_base64(text[begin : min(end, begin + DEAD_LETTER_BYTES_MAX)], newline=False)
-        place = partition, offset
-        yield b'{"line":%d,"reason":%b,"length":%d,"raw":"%b","partition":%d,"offset":%d}\n' % (
-            offset if per_line else line, reasons[reason], length, raw, *place,
-        )  # fmt: skip
+        raw = b2a_base64(text[begin:end], newline=False)
+        known = offset if per_line else line, reasons[reason], length, raw, partition, offset
+        yield b'{"line":%d,"reason":%b,"length":%d,"raw":"%b","partition":%d,"offset":%d}\n' % known
 
 
 class LineFile:

@@ -10,6 +10,7 @@ import pytest
 
 from keystone.config import KafkaConfig
 from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.log.kafka import KafkaLog
 from keystone.log.kafka.headers import HeaderReader
 from keystone.log.url import KafkaUrl
@@ -32,7 +33,7 @@ def broken(n: int) -> bytes:
 def send(url: KafkaUrl, letters: list[DeadLetter]) -> None:
     """As a run does."""
     sink = TopicSink(None, url, KafkaConfig(), role="test")
-    items = [Item(one) for one in letters]
+    items = [Item(LetterBatch.of([one])) for one in letters]
     sink.send(items)
     sink.wait(items, wait_s=30)
     assert {item.state for item in items} == {"acknowledged"}

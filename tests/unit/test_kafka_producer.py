@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from kafka import errors
 
 from keystone.errors import LogClosed, LogFull, LogUnreachable, RecordTooLarge, UsageError
+from keystone.events import DeadLetter
+from keystone.letter_batch import LetterBatch
 from keystone.log.kafka import producer as module
 from keystone.log.kafka.batches import BatchBuilder
 from keystone.log.kafka.lanes import ACKNOWLEDGED, FAILED, UNKNOWN, Batch, Lane, Outcome, Verdict, verdict
 from keystone.log.kafka.producer import Producer
+from keystone.sinks.letter_records import LetterRecords
 from tests.kafka_brokers import APPEND_MS, DOWN, HOLD, LOSE_ANSWER, LOSE_REQUEST, STORE, Brokers, sequence_of
 
 FLUSH_S = 20.0
@@ -110,6 +113,21 @@ def test_a_split_batch_keeps_events_and_callbacks_with_their_records() -> None:
     assert told == ["0:0", "1:1", "2:0", "3:1", "4:2"]
 
 
+def test_a_split_batch_divides_groups() -> None:
+    batch, told = Batch(Lane("t", 0, 1 << 20), 0.0), list[str]()
+    for i in range(7):
+        batch.builder.add(b"%d" % i)
+        batch.events.append(1)
+    batch.groups = [(first, count, lambda _, records, first=first: told.append(f"{first}:{records}")) for first, count in ((0, 2), (2, 3), (5, 2))]
+    rest = batch.split()
+    assert [(place, count) for place, count, _ in batch.groups] == [(0, 2), (2, 1)]
+    assert [(place, count) for place, count, _ in rest.groups] == [(0, 2), (2, 2)]
+    for part in (batch, rest):
+        for _, count, tell in part.groups:
+            tell(Outcome(ACKNOWLEDGED, 0, 0), count)
+    assert told == ["0:2", "2:1", "2:2", "5:2"]
+
+
 # --- good days ------------------------------------------------------------------------------------------------------------
 def test_records_of_one_linger_share_a_batch(start: Start) -> None:
     brokers, producer, lane = start(linger_ms=200)
@@ -128,6 +146,33 @@ def test_each_record_is_told_its_place_and_time(start: Start) -> None:
         producer.send(lane, b"x", on_outcome=told.append if i % 3 == 0 else None)
     assert producer.flush([lane], wait_s=FLUSH_S)
     assert told == [Outcome(ACKNOWLEDGED, i, APPEND_MS) for i in (0, 3, 6, 9)]
+
+
+def letters_of(values: list[bytes]) -> LetterRecords:
+    return LetterRecords(LetterBatch.of(DeadLetter(0, n, 0, "bad_type", len(value), value) for n, value in enumerate(values)), 1 << 20)
+
+
+def test_records_that_bring_their_bytes_lie_between_others_and_each_is_told(start: Start) -> None:
+    brokers, producer, lane = start(linger_ms=50, batch_bytes_max=5_000)
+    told: list[tuple[int, int]] = []
+    producer.send(lane, b"first")
+    producer.send_records(lane, letters_of([bytes([65 + n]) * 400 for n in range(26)]), on_outcomes=lambda outcome, count: told.append((outcome.offset, count)))
+    producer.send(lane, b"last")
+    assert producer.flush([lane], wait_s=FLUSH_S)
+    assert brokers.values() == [b"first", *(bytes([65 + n]) * 400 for n in range(26)), b"last"]
+    assert [offset for offset, _ in told] == np.cumsum([1, *(count for _, count in told[:-1])]).tolist()
+    assert sum(count for _, count in told) == 26
+    assert len(told) > 1
+    assert (sums(lane), lane.sent.acknowledged_events, producer.held_bytes, lane.pending) == ((28, 0, 0), 28, 0, 0)
+
+
+def test_records_that_bring_their_bytes_are_split_and_wait_for_room(start: Start) -> None:
+    brokers, producer, lane = start(bytes_max=2_000, codec="none", send_bytes_max=20_000)
+    values = [bytes([n]) * 300 for n in range(200)]
+    told: list[int] = []
+    producer.send_records(lane, letters_of(values), on_outcomes=lambda _, count: told.append(count))
+    assert producer.flush([lane], wait_s=FLUSH_S)
+    assert (brokers.values(), sum(told), sums(lane), producer.held_bytes) == (values, 200, (200, 0, 0), 0)
 
 
 def test_values_are_copied_whatever_holds_them(start: Start) -> None:

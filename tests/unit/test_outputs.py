@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import time
@@ -20,10 +21,12 @@ from keystone.actors.outputs import Delivery, LocalOutput, OutputSpec, TopicOutp
 from keystone.actors.trail import alerts_path, moments_path, read_moments, trail_name, trail_names
 from keystone.config import KafkaConfig
 from keystone.errors import RecordTooLarge
-from keystone.events import DEAD_LETTER_BYTES_MAX, Alert, DeadLetter
+from keystone.events import DEAD_LETTER_BYTES_MAX, REASONS, Alert, DeadLetter
 from keystone.letter_batch import LetterBatch
+from keystone.log.kafka.batches import BatchBuilder, Headers
 from keystone.sinks import kafka
-from keystone.sinks.kafka import Item, TopicSink, action_record, dead_letter_headers
+from keystone.sinks.kafka import Item, TopicSink, action_record
+from keystone.sinks.letter_records import LetterRecords
 from tests.reference import partition_of
 
 APPENDED_MS = 1_790_000_000_000
@@ -233,7 +236,7 @@ def test_what_a_predecessor_said_is_not_said_again() -> None:
     assert sink.asked == {0: 40, 1: 0}, "a partition that was not there then is read whole"
     output.send(delivery(1, alert(1), alert(2), letters=[letter(0)]))
     output.send(delivery(2, alert(3)))
-    assert [item.what for item in sink.items] == [alert(2), letter(0)]
+    assert [item.what for item in sink.items] == [alert(2), [letter(0)]]
     sink.end(0)
     sink.end(1)
     first, second = output.finished()
@@ -300,6 +303,11 @@ class Topic:
             raise RecordTooLarge(f"{len(value)} bytes")
         self.sent.append(SimpleNamespace(partition=lane, value=value, key=key, headers=headers, on_outcome=on_outcome))
 
+    def send_records(self, lane: int, records: LetterRecords, *, on_outcomes: Any) -> None:
+        while records.left:
+            text, count = records.take(0, 1 << 20, 100)
+            self.sent.append(SimpleNamespace(partition=lane, records=bytes(text), on_outcome=functools.partial(on_outcomes, records=count)))
+
     def wake(self) -> None:
         self.wakes += 1
 
@@ -312,6 +320,49 @@ def topic_sink(monkeypatch: pytest.MonkeyPatch, *, record_bytes_max: int = 1 << 
     return sink, actions, dead
 
 
+def encoded(*records: tuple[bytes, Headers]) -> bytes:
+    """As the producer writes them one by one."""
+    builder = BatchBuilder()
+    for value, headers in records:
+        builder.add(value, None, headers)
+    return bytes(builder.records)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, (1 << 63) - 1), st.integers(0, 1 << 20), st.sampled_from(REASONS), st.binary(max_size=200)), max_size=20),
+    st.integers(1, 20),
+    st.integers(0, 3_000),
+)
+def test_letters_are_the_records_that_the_producer_would_write(rows: list[tuple[int, int, str, bytes]], records_max: int, more_bytes: int) -> None:
+    letters = LetterBatch.of(DeadLetter(number, offset, line, reason, len(raw), raw) for number, (offset, line, reason, raw) in enumerate(rows))
+    records, builder = LetterRecords(letters, 1 << 20), BatchBuilder()
+    while records.left:
+        room = records.bytes_least + more_bytes
+        text, count = records.take(builder.count, room, records_max)
+        assert 1 <= count <= records_max
+        assert len(text) <= room
+        builder.add_records(text, count)
+    heads = ((("reason", x.reason), ("partition", x.partition), ("offset", x.offset), ("line", x.line), ("length", x.length)) for x in letters)
+    texts = (tuple((name, str(value).encode()) for name, value in head) for head in heads)
+    assert bytes(builder.records) == encoded(*((letter.raw, head) for letter, head in zip(letters, texts, strict=True)))
+
+
+def test_dead_letters_are_there_when_the_last_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, _, dead = topic_sink(monkeypatch)
+    items = [Item(LetterBatch.of(letter(offset) for offset in range(250)))]
+    sink.send(items)
+    assert [record.on_outcome.keywords["records"] for record in dead.sent] == [100, 100, 50]
+    for record, state in zip(dead.sent, ["acknowledged", "failed", "acknowledged"], strict=True):
+        assert items[0].state == "pending"
+        record.on_outcome(SimpleNamespace(state=state))
+    assert items[0].state == "failed"
+    sink.mend(items)
+    assert (items[0].state, len(dead.sent)) == ("pending", 6)
+    for record in dead.sent[3:]:
+        record.on_outcome(SimpleNamespace(state="acknowledged"))
+    assert items[0].state == "acknowledged"
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_an_action_has_its_device_as_key(device: str) -> None:
     key, value = action_record(Alert("a", "open_stall", device, "s", 1, None, 1, None, 235, {}, append_ts_ms=1))
@@ -322,13 +373,13 @@ def test_an_action_has_its_device_as_key(device: str) -> None:
 
 def test_records_lie_where_any_client_looks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     sink, actions, dead = topic_sink(monkeypatch)
-    items = [*(Item(alert(number)) for number in range(20)), Item(letter(7, b"x" * (DEAD_LETTER_BYTES_MAX + 5)))]
+    items = [*(Item(alert(number)) for number in range(20)), Item(LetterBatch.of([letter(7, b"x" * (DEAD_LETTER_BYTES_MAX + 5))]))]
     sink.send(items)
     assert [record.partition for record in actions.sent] == [partition_of(f"d-{number}", 3) for number in range(20)]
     [record] = dead.sent
-    assert (record.partition, record.value, record.key) == (5 % 2, b"x" * DEAD_LETTER_BYTES_MAX, None)
-    assert dict(record.headers) == {"reason": b"invalid_json", "partition": b"5", "offset": b"7", "line": b"2", "length": b"65541"}
-    assert record.headers == dead_letter_headers(items[-1].what)  # type: ignore[arg-type]
+    assert record.partition == 5 % 2
+    headers = (("reason", b"invalid_json"), ("partition", b"5"), ("offset", b"7"), ("line", b"2"), ("length", b"65541"))
+    assert record.records == encoded((b"x" * DEAD_LETTER_BYTES_MAX, headers))
     assert {item.state for item in items} == {"pending"}
     assert not sink.wait(items, wait_s=0.01)
     for record in (*actions.sent, *dead.sent):
@@ -343,7 +394,7 @@ def test_an_action_that_is_too_large_is_sent_without_its_dimensions_or_given_up_
     monkeypatch.setattr(kafka.log.__class__, "error", lambda _self, message, *_args, **_fields: told.append(message))
     sink, actions, dead = topic_sink(monkeypatch, record_bytes_max=1_000)
     fits, too_large = Item(alert(1, region="r" * 2_000)), Item(Alert("a" * 32, "open_stall", "d" * 2_000, "s", 1, None, 1, None, 235, {}, append_ts_ms=1))
-    lost = Item(letter(1, b"x" * 1_001))
+    lost = Item(LetterBatch.of([letter(1, b"x" * 1_001)]))
     sink.send([fits, too_large, lost])
     [record] = actions.sent
     assert json.loads(record.value)["region"] is None
@@ -356,7 +407,7 @@ def test_an_action_that_is_too_large_is_sent_without_its_dimensions_or_given_up_
 
 def test_an_unknown_action_is_looked_for_before_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sink, actions, dead = topic_sink(monkeypatch)
-    items = [Item(alert(number)) for number in range(3)] + [Item(letter(0))]
+    items = [Item(alert(number)) for number in range(3)] + [Item(LetterBatch.of([letter(0)]))]
     sink.send(items)
     for item, state in zip(items, ["unknown", "unknown", "failed", "unknown"], strict=True):
         item.state = state

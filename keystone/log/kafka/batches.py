@@ -415,6 +415,11 @@ class BatchBuilder:
         self.records += tail
         self.count += 1
 
+    def add_records(self, records: memoryview, count: int) -> None:
+        """Append records that are encoded, numbered from ``count`` of this one on."""
+        self.records += records
+        self.count += count
+
     def split(self, at: int) -> BatchBuilder:
         """Cut off the records from number ``at`` on and return them as a batch of their own. Rare, so record by record."""
         rest, cut, end = BatchBuilder(), len(self.records), 0

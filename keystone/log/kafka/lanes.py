@@ -38,6 +38,7 @@ class Outcome:
 
 
 OnOutcome = Callable[[Outcome], None]  # called on the thread of input and output: quick, and never raising
+OnOutcomes = Callable[[Outcome, int], None]  # the same for so many records beside one another; the offset is the first one's
 
 
 class Verdict(Enum):
@@ -69,13 +70,14 @@ def verdict(error: type[Any], *, records: int, may_be_there: bool) -> Verdict:
 
 @dataclass(slots=True)
 class Batch:
-    """Records on their way together. ``events``: of each. ``callbacks``: (place in the batch, whom to tell)."""
+    """Records on their way together. ``events``: of each. ``callbacks``: (place in the batch, whom to tell); ``groups``: (place, records, whom)."""
 
     lane: Lane
     opened_s: float
     builder: BatchBuilder = field(default_factory=BatchBuilder)
     events: array[int] = field(default_factory=lambda: array("q"))
     callbacks: list[tuple[int, OnOutcome]] = field(default_factory=list)
+    groups: list[tuple[int, int, OnOutcomes]] = field(default_factory=list)
     is_urgent: bool = False
     wire: bytearray | None = None  # as handed over: repeated byte for byte
     wire_id: tuple[int, int] = (-1, -1)  # the producer's, in it
@@ -93,6 +95,8 @@ class Batch:
         rest = Batch(self.lane, self.opened_s, self.builder.split(half), self.events[half:], is_urgent=self.is_urgent, attempts=self.attempts)
         rest.callbacks = [(place - half, tell) for place, tell in self.callbacks if place >= half]
         self.callbacks = [(place, tell) for place, tell in self.callbacks if place < half]
+        rest.groups = [(max(0, place - half), min(count, place + count - half), tell) for place, count, tell in self.groups if place + count > half]
+        self.groups = [(place, min(count, half - place), tell) for place, count, tell in self.groups if place < half]
         self.events = self.events[:half]
         self.wire = None
         return rest

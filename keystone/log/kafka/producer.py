@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kafka import errors
 from kafka.net.wakeup_notifier import WakeupNotifier
@@ -24,7 +24,7 @@ from keystone.errors import KeystoneError, LogClosed, LogFull, LogUnreachable, R
 from keystone.log.kafka import explain
 from keystone.log.kafka.batches import RECORD_OVERHEAD_BYTES, Headers
 from keystone.log.kafka.client import RETRY_MS, KafkaClient, log
-from keystone.log.kafka.lanes import ACKNOWLEDGED, FAILED, SEQUENCE_MASK, UNKNOWN, Batch, Lane, OnOutcome, Outcome, Verdict, verdict
+from keystone.log.kafka.lanes import ACKNOWLEDGED, FAILED, SEQUENCE_MASK, UNKNOWN, Batch, Lane, OnOutcome, OnOutcomes, Outcome, Verdict, verdict
 
 REQUEST_BYTES_MAX: Final = 8 << 20  # unpacked, of all batches in one request
 VERSION_MIN: Final = 7  # zstd
@@ -33,6 +33,16 @@ RETRY_MAX_MS: Final = 1_000
 ROOM_WAIT_BEYOND_S: Final = 10.0  # kafka.delivery_timeout_ms, when everything under way has its outcome: then a send has waited in vain
 BATCH_RECORDS_MAX: Final = 65_536
 NEVER: Final = float("inf")
+
+
+class Encoded(Protocol):
+    """Records that bring their bytes (``letter_records.LetterRecords``)."""
+
+    @property
+    def left(self) -> int: ...
+    @property
+    def bytes_least(self) -> int: ...
+    def take(self, number: int, bytes_max: int, records_max: int) -> tuple[memoryview, int]: ...
 
 
 class Producer:
@@ -106,6 +116,22 @@ class Producer:
             wakes = wakes and is_news and lane.in_flight is None and self._is_due_sooner(lane)
         if wakes:
             self._woken.notify()
+
+    def send_records(self, lane: Lane, records: Encoded, *, on_outcomes: OnOutcomes) -> None:
+        """Queue many records that bring their bytes; as ``send`` with ``wakes=False``. ``on_outcomes`` is told of each of them once, some at a time."""
+        while records.left:
+            with self._lock:
+                size = records.bytes_least
+                self._wait_for_room(lane, size, lambda: False)
+                batch = self._open_batch(lane, size)
+                builder = batch.builder
+                room = min(max(lane.batch_bytes_max - len(builder), size), max(self._config.send_bytes_max - self._bytes, size))
+                text, count = records.take(builder.count, room, BATCH_RECORDS_MAX - builder.count)
+                batch.groups.append((builder.count, count, on_outcomes))
+                builder.add_records(text, count)
+                batch.events.extend([1] * count)
+                lane.pending += count
+                self._bytes += len(text)
 
     def _is_due_sooner(self, lane: Lane) -> bool:
         """Whether a lane is due before the thread of input and output looks; it is told of that then, once."""
@@ -397,6 +423,9 @@ class Producer:
                 tell(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error))
             except Exception as error:  # noqa: BLE001 - it must not keep others from being told
                 log.error("a callback failed: %s: %s", type(error).__name__, error)
+        for place, records, tell_many in batch.groups:
+            offset = outcome.offset + place if outcome.offset >= 0 else -1
+            tell_many(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error), records)
         with self._lock:
             if lane.in_flight is batch:
                 lane.in_flight = None
