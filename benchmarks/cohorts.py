@@ -55,7 +55,7 @@ def measure(sessions: int, style: str) -> dict[str, Any]:
     rounds = WARM_ROUNDS + max(1, -(-EVENTS_MIN // sessions))
     tables = [SessionTable(SessionConfig(), DetectionConfig(), Texts(), cohorts=cohorts) for cohorts in (None, COHORTS)]
     seconds, events, rows, windows = [0.0, 0.0], 0, 0, 0
-    opening = [0.0, 0.0]
+    first_rounds = [[0.0, 0.0], [0.0, 0.0]]  # sessions open, then most of them start to play
     for number, (turn, batch) in enumerate(dressed(batches(sessions, rounds, "hex", np.random.default_rng(7)), style)):
         for which in (0, 1) if number % 2 else (1, 0):
             started = time.process_time()
@@ -66,8 +66,8 @@ def measure(sessions: int, style: str) -> dict[str, Any]:
                 seconds[which] += spent
                 rows += sum(partial.rows for partial in done.cohorts + swept.cohorts)
                 windows += sum(np.unique(partial.window_start_ms).size for partial in done.cohorts + swept.cohorts)
-            elif turn == 0:
-                opening[which] += spent
+            elif turn < len(first_rounds):
+                first_rounds[turn][which] += spent
         events += batch.rows if turn >= WARM_ROUNDS else 0
     off_ns, on_ns = (second / events * 1e9 for second in seconds)
     return {
@@ -77,7 +77,9 @@ def measure(sessions: int, style: str) -> dict[str, Any]:
         "ns_without": round(off_ns, 1),
         "ns_with": round(on_ns, 1),
         "ns_of_cohorts": round(on_ns - off_ns, 1),
-        "ns_of_cohorts_an_opening": round((opening[1] - opening[0]) / sessions * 1e9, 1),
+        **{
+            f"ns_of_cohorts_{what}": round((on - off) / sessions * 1e9, 1) for what, (off, on) in zip(("an_opening", "a_first_play"), first_rounds, strict=True)
+        },
         "rows_a_window": round(rows / max(windows, 1)),
         "state_bytes_without": tables[0].state_bytes,
         "state_bytes_with": tables[1].state_bytes,

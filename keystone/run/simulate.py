@@ -18,6 +18,7 @@ LOOK_EVERY_S: Final = 0.25
 START_AHEAD_MS: Final = 200.0
 DEVICE_SECONDS: Final = 5  # a device sends about every 5 s
 DEVICES_MIN: Final = 100
+DEFAULT_SEED: Final = 1
 FOREVER_S: Final = 86_400.0  # without --seconds
 
 
@@ -26,7 +27,13 @@ FOREVER_S: Final = 86_400.0  # without --seconds
 @click.option("--eps", type=click.FloatRange(0, min_open=True), default=1_000.0, help="Events a second.")
 @click.option("--devices", type=click.IntRange(1), default=None, help="Devices that take turns.  [default: 5 x eps]")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=None, help="Length of the schedule.  [default: until Ctrl-C]")
-@click.option("--seed", type=click.IntRange(0), default=1, help="Fixes every byte and intended time.")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Fixes every byte and intended time; 1 without one.")
+@click.option(
+    "--epoch-ms",
+    type=click.IntRange(10**12, 9 * 10**12 - 1),
+    default=None,
+    help="The devices' clock at the start.  [default: now; with --seed a fixed one, so that every byte is the same again]",
+)
 @click.option("--bad-paths", type=click.FloatRange(0, 1), default=None, help="Share of devices on a bad network path.  [default: the simulator's]")
 @click.option(
     "--weak-paths", type=click.FloatRange(0, 1), default=None, help="Share of sessions whose path is too slow for a while.  [default: the simulator's]"
@@ -61,6 +68,10 @@ def _simulate(given: dict[str, Any], config: Any, stop: Any) -> int:
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="keystone-simulate-") as work_dir:
         progress.say(f"{plan.eps:,.0f} events/s from {plan.devices:,} devices to {url} ({plan.partitions} partitions), seed {plan.seed}")
         warm()
+        if (
+            given["epoch_ms"] is None and given["seed"] is None
+        ):  # else the last hour shows nothing, and a second run repeats ids of the first
+            plan = plan.model_copy(update={"epoch_ms": int(time.time() * 1_000)})
         totals, start_ms = _drive(given, config, plan, str(url), work_dir, progress, stop)
         return _end(given, plan, totals, start_ms)
 
@@ -83,12 +94,12 @@ def _plan(given: dict[str, Any], config: Any, partitions: int) -> Any:
 
     detection = config.detection
     shares = {"bad_path_share": given["bad_paths"], "weak_path_share": given["weak_paths"]}
-    chosen = {name: share for name, share in shares.items() if share is not None}
+    chosen = {name: figure for name, figure in {**shares, "epoch_ms": given["epoch_ms"]}.items() if figure is not None}
     return FleetPlan(
         eps=given["eps"],
         seconds=given["seconds"] or FOREVER_S,
         devices=given["devices"] or max(DEVICES_MIN, int(given["eps"] * DEVICE_SECONDS)),
-        seed=given["seed"],
+        seed=DEFAULT_SEED if given["seed"] is None else given["seed"],
         partitions=partitions,
         loop_threshold=detection.loop_threshold,
         open_stall_ms=detection.open_stall_ms,
