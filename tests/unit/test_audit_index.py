@@ -161,3 +161,53 @@ def test_an_alert_that_is_committed_while_the_audit_waits(scene: Scene, index: F
         check.into(found)
     assert found.differences == []
     assert found.in_flight_documents == 0
+
+
+ROUTES = """
+[[routes]]
+name = "some-alerts"
+from = "alerts"
+where = "alert_id <> '0-5' AND partition = 0"
+sink = "elastic"
+
+[[routes]]
+name = "short-sessions"
+from = "sessions"
+where = "device_id LIKE '%{end}'"
+select = "device_id, session_id, start_ts, end_ts"
+sink = "elastic"
+"""
+
+
+def test_what_a_route_keeps_back_is_not_expected(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with_index(scene, index)
+    [first, *_] = sorted(document[2]["device_id"] for document in index.documents if "sessions" in document[0])
+    index.documents = [one for one in index.documents if one[1] != "0-5" and ("alerts" in one[0] or one[2]["device_id"] == first)]
+    file = tmp_path / "keystone.toml"
+    file.write_text(ROUTES.format(end=first[-1]), "utf-8")
+    with served(index) as url:
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", "--config", str(file))
+        assert (status, found["differences"]) == (0, [])
+        assert found["indexed"] == {"alerts": {"expected": 7, "found": 7}, "sessions": {"expected": 1, "found": 1}}
+        assert [note for note in found["notes"] if "the route" in note] == [
+            "the route 'some-alerts' keeps 1 of 8 alerts from the index: not expected there",
+            "the route 'short-sessions' keeps 2 of 3 sessions from the index: not expected there",
+        ]
+        without = scene.audit(capsys, "--elastic", url, "--wait", "0")
+        assert (without[0], sum(one["missing"] for one in without[1]["differences"])) == (1, 3)
+        index.documents = index.documents[1:]
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", "--config", str(file))
+        assert (status, [one["missing"] for one in found["differences"]]) == (1, [1])
+
+
+def test_documents_from_before_a_route_are_none_too_many(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with_index(scene, index)
+    file = tmp_path / "keystone.toml"
+    file.write_text(ROUTES.format(end="nobody"), "utf-8")
+    with served(index) as url:
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", "--config", str(file))
+        assert (status, found["differences"]) == (0, [])
+        file.write_text('[[routes]]\nname = "x"\nfrom = "alerts"\nwhere = "cdm = 1"\nsink = "elastic"\n', "utf-8")
+        status, _, err = told(capsys, *scene.words, "--elastic", url, "--config", str(file))
+        assert (status, err.count("\n")) == (2, 1)
+        assert 'there is no column "cdm"' in err
