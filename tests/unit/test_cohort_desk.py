@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import orjson
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +39,25 @@ def same(left: CohortPartial, right: CohortPartial) -> bool:
 def test_bytes_are_read_as_they_were() -> None:
     one = partial(3, 7, 1 << 62)
     assert same(from_bytes(to_bytes(one)), one)
+
+
+bins = st.tuples(st.integers(0, 1 << 53), st.integers(0, 1), st.integers(0, 3_711), st.integers(1, 1 << 62))
+
+
+@given(st.lists(bins, max_size=30), st.booleans())
+def test_bins_are_read_as_they_were_by_this_version_and_of_the_first(rows: list[tuple[int, int, int, int]], is_old: bool) -> None:
+    one = replace(partial(3, 7), bins=np.array(sorted(rows), np.int64).reshape(-1, 4))
+    found = from_bytes(first_format(one) if is_old else to_bytes(one))
+    assert same(found, one)
+    assert found.bins.dtype == np.int64
+
+
+def first_format(one: CohortPartial) -> bytes:
+    """As the first version wrote them."""
+    arrays = (one.window_start_ms, one.cohorts, one.sums, one.bins)
+    head = {"format": 1, "partition": one.partition, "dimensions": one.dimensions, "keys": one.keys, "has_log_time": one.has_log_time}
+    header = orjson.dumps(head | {"shapes": [array.shape for array in arrays]})
+    return zstandard.compress(b"".join((len(header).to_bytes(4, "little"), header, *(array.tobytes() for array in arrays))))
 
 
 @given(st.data())
