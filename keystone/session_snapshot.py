@@ -125,10 +125,14 @@ def _is_used(table: layout.Table, arrays: Arrays) -> npt.NDArray[np.bool_]:
     """Of each string, whether a row has its code. Raises ``CheckpointDamaged`` where a row has a code without a string."""
     columns, codes = arrays["text_columns"], arrays["text_codes"]
     is_used = np.zeros(columns.size, np.bool_)
-    for dimension, size in enumerate(_codes_of(arrays)):
-        flags = np.zeros(size, np.uint8)
+    sizes = _codes_of(arrays)
+    firsts, highest = np.cumsum([0, *sizes], dtype=np.int64), np.full(DIMENSIONS, -1, np.int64)
+    marked = np.zeros(int(firsts[-1]), np.uint8)
+    kernel.mark_all_codes(table, firsts, marked, highest)
+    for dimension, size in enumerate(sizes):
+        flags = marked[firsts[dimension] : firsts[dimension + 1]]
         held = cohort_snapshot.codes_of(arrays, dimension)
-        if size < max(int(kernel.mark_codes(table, dimension, flags)), 1 + int(held.max(initial=-1))):
+        if size <= max(int(highest[dimension]), int(held.max(initial=-1))):
             raise CheckpointDamaged(f"a session has a {DICTIONARY_COLUMNS[FIRST_DIMENSION + dimension]} without a string")
         flags[held] = 1
         places = np.flatnonzero(columns == FIRST_DIMENSION + dimension)

@@ -765,6 +765,21 @@ def mark_codes(t, d, is_live):
 
 
 @kernel
+def mark_all_codes(t, firsts, is_live, highest):
+    """The same for all dimensions in one pass over the rows: those of dimension ``d`` are ``is_live[firsts[d]:firsts[d + 1]]`` (uint8).
+
+    ``highest`` int64 (DIMS): the highest code of each, moved along.
+    """
+    for row in range(t.state[ROWS]):
+        if t.shorts[row * ROW_SHORTS + FLAGS]:
+            for d in range(DIMS):
+                code = _code_of(t, row, d)
+                highest[d] = max(highest[d], code)
+                if 0 <= code < firsts[d + 1] - firsts[d]:
+                    is_live[firsts[d] + code] = 1
+
+
+@kernel
 def change_codes(t, d, mapping):
     """Replace each code of dimension ``d`` by ``mapping[code]`` (int32)."""
     for row in range(t.state[ROWS]):
@@ -797,5 +812,6 @@ def warm_up():
     gather(table, table)
     move_blobs(table, table)
     mark_codes(table, 0, u8)
+    mark_all_codes(table, np.zeros(DIMS + 1, np.int64), u8, np.zeros(DIMS, np.int64))
     change_codes(table, 0, i32)
     warm_up_with(table)
