@@ -213,6 +213,7 @@ class SinksConfig(_Frozen):
     mark_wait_ms: NotNegative = 1_000  # of a checkpoint, for acknowledgements; then to disk
     spill_bytes_max: NotNegative = 1 << 30  # of one sink on disk; 0: none. 1,700 s of 1,000 alerts/s at 600 B
     spill_file_bytes: Positive = 4 << 20  # a file is read at once
+    file_bytes_max: NotNegative = 256 << 20  # of a file of rows (sink file:PATH), then the next begins; 0: never. ~450,000 alerts of 600 B
     home_dir: str = "~/.local/share/keystone/outbox"  # of runs without a lake in a directory: what waits for a sink
 
 

@@ -59,7 +59,8 @@ class LineFile:
     """Appends whole lines to a file. Opening it cuts off a last line that a dead run left torn.
 
     What ``write_lines`` was given is in the file, visible to every reader, when it returns. Raises ``UsageError`` where
-    the file cannot be opened and ``SinkError`` where it cannot be written; then the file ends with a whole line if it can be cut.
+    the file cannot be opened and ``SinkError`` where it cannot be written; then the file ends with a whole line, or, where it
+    cannot be cut, nothing more is written before it could be.
     """
 
     def __init__(self, path: Path | str, *, keep: bool = True) -> None:
@@ -73,6 +74,12 @@ class LineFile:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}; choose another directory") from error
         self._end = self._cut_torn_line()
         self._is_open = True
+        self._has_rest = False  # behind the end: of a write that failed, and could not be cut off
+
+    @property
+    def size_bytes(self) -> int:
+        """Of whole lines, those found included."""
+        return self._end
 
     def _cut_torn_line(self) -> int:
         end = size = os.fstat(self._file).st_size
@@ -86,6 +93,14 @@ class LineFile:
         if end != size:
             os.ftruncate(self._file, end)
         return end
+
+    def is_in_place(self) -> bool:
+        """False where the path names another file or none, or somebody cut this one: what is written here, readers may not find."""
+        try:
+            there = self.path.stat()
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self._file)) and there.st_size >= self._end
 
     def write_lines(self, lines: Iterable[bytes]) -> int:
         """Append lines, each with its line feed; returns how many."""
@@ -107,19 +122,42 @@ class LineFile:
             raise SinkError(f"{self.path} was closed")
         written = 0
         try:
+            if self._has_rest:
+                os.ftruncate(self._file, self._end)
+                self._has_rest = False
             while written < len(text):
                 written += os.pwrite(self._file, memoryview(text)[written:], self._end + written)
         except OSError as error:
-            os.ftruncate(self._file, self._end)
-            raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there and start again") from error
+            self._cut_to(self._end)
+            raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there") from error
         self._end += written
+
+    def _cut_to(self, end: int) -> None:
+        self._end = end
+        try:
+            os.ftruncate(self._file, end)
+        except OSError:
+            self._has_rest = True
+
+    def write_synced(self, lines: Iterable[bytes]) -> int:
+        """As ``write_lines`` and ``sync``, but all or nothing: where a part fails, none of these lines is left, so saying them again says them once."""
+        end, said = self._end, self.lines
+        try:
+            count = self.write_lines(lines)
+            self.sync()
+        except SinkError:
+            if self._is_open:
+                self._cut_to(end)
+            self.lines = said
+            raise
+        return count
 
     def sync(self) -> None:
         """What was written is on the disk when this returns. ``SinkError`` where it cannot be."""
         try:
             os.fdatasync(self._file)
         except OSError as error:
-            raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there and start again") from error
+            raise SinkError(f"{self.path} cannot be written: {error.strerror}; free room there") from error
 
     def close(self) -> None:
         """May be repeated."""

@@ -134,7 +134,7 @@ def _raw(target: Target, kinds: Sequence[str], spec: SinksSpec, config: Config, 
         return ElasticRows(nodes_of(spec, config))
     if target.kind == FILE:
         path = Path(target.place)
-        return FileRows(path.parent, role, kinds, stem=path.name.removesuffix(".ndjson"))
+        return FileRows(path.parent, role, kinds, stem=path.name.removesuffix(".ndjson"), file_bytes_max=config.sinks.file_bytes_max)
     if target.kind == KAFKA:
         from keystone.sinks.topic_rows import TopicRows
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +24,7 @@ from keystone.sinks import lake_thread, session_file
 from keystone.sinks.lake import LakeWriter
 from keystone.sinks.lake_files import ParquetFile
 from tests.lake_batches import ToyDictionaries, batch_of, random_rows
+from tests.rows_on_full_disk import ALERTS_BEFORE, ALERTS_DURING, COHORTS_DURING
 from tests.stories import IDLE_MS, PARTITIONS, Story
 
 CONFIG = LakeConfig(row_group_rows=200, queue_bytes_max=20_000)
@@ -140,3 +146,35 @@ def test_session_records_without_room_wait_and_go_on(tmp_path: Path, monkeypatch
     totals = story.end(actor, idle_ms=IDLE_MS)
     story.commit()
     story.assert_all(totals)
+
+
+def small_disk(directory: Path) -> list[str]:
+    """The beginning of a command that sees a file system of 512 KiB in ``directory``, mounted for it alone; nothing where the kernel allows no such thing."""
+    directory.mkdir()
+    mount = f"mount -t tmpfs -o size=512k tmpfs {directory}"
+    for unshare in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        command = [*unshare, "sh", "-c", f'{mount} && exec "$@"', "sh"]
+        if shutil.which("unshare") and subprocess.run([*command, "true"], check=False, capture_output=True).returncode == 0:
+            return command
+    return []
+
+
+@pytest.mark.parametrize("disk", ["mount", "limit"])
+def test_rows_for_files_on_a_full_disk_wait_whole_and_are_there_once_afterwards(tmp_path: Path, disk: str) -> None:
+    """Where nobody may mount a file system, the second way of it is tested twice."""
+    command = small_disk(tmp_path / "disk") if disk == "mount" else []
+    how = "mount" if command else "limit"
+    given = [*command, sys.executable, "-m", "tests.rows_on_full_disk", how, str(tmp_path / "disk")]
+    ended = subprocess.run(given, capture_output=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()
+    seen = orjson.loads(ended.stdout)
+    assert (seen["is_whole_before"], seen["is_neighbour_served"], seen["is_caught_up"], seen["left"]) == (True, True, True, 0)
+    assert not seen["is_kept"], "no checkpoint may forget what is in memory only"
+    assert seen["has_room"], "alerts have still room in memory, and cohorts never make anybody wait"
+    assert re.search(r"(alerts|cohorts)-a\.ndjson cannot be written: (No space left on device|File too large); free room there$", seen["trouble"])
+    assert seen["alerts"] == {"ids": list(range(ALERTS_BEFORE + ALERTS_DURING)), "repeats": 0}
+    dropped = seen["status"]["dropped"]
+    assert set(dropped) == {"cohorts:queue_full"}
+    assert seen["cohorts"]["repeats"] == 0
+    assert len(seen["cohorts"]["ids"]) == COHORTS_DURING - dropped["cohorts:queue_full"]
+    assert b"Traceback" not in ended.stderr
