@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from keystone.config import SinksConfig
@@ -17,59 +16,12 @@ from keystone.errors import SinkBusy
 from keystone.sinks.base import ALERTS, DROP_QUEUE_FULL, DROP_SPILL_FULL, DROP_TOO_OLD, KINDS, Answer, Document, Outcome, Rows
 from keystone.sinks.circuit import Backoff, Circuit, State
 from keystone.sinks.lanes import HELD_BYTES, Held, Lane, Offered, Segment, Slice
+from keystone.sinks.steps import Delete, Encode, Load, Merge, Send, Wait, Write
 
 ENCODE_ROWS_MAX: Final = 1_000  # at once: 8 ms for alerts, 22 for sessions with long strings; outside of the lock
 PROBE_ITEMS_MAX: Final = 100  # of the try that closes a circuit: a weak receiver is not met with a full batch
 SPILL_AGAIN_MS: Final = 5_000  # after a write that failed: a full disk is not asked more often
 _EVERY_OFFER: Final = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do before ``until_ms`` (None: before something changes)."""
-
-    until_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Encode:
-    """Make documents of these rows, then ``encoded``."""
-
-    kind: str
-    slices: list[Slice]
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Read this file of the spill, then ``loaded``."""
-
-    kind: str
-    segment: Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send these, then ``answered`` or ``failed``."""
-
-    kind: str
-    batch: list[Held]
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Write these into a new file of the spill, then ``written`` or ``write_failed``. ``is_flight``: they are on their way as well."""
-
-    kind: str
-    batch: list[Held]
-    is_flight: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """Remove this file of the spill."""
-
-    kind: str
-    segment: Segment
 
 
 class Outbox:
@@ -85,6 +37,8 @@ class Outbox:
         self.circuit = Circuit(config.open_after_failures, self.backoff)
         self.spill_bytes = 0
         self.is_flushing = False
+        # A quarter of the queue, each document being more than HELD_BYTES: a file that were half of it would be unloaded as soon as it is loaded.
+        self._file_bytes_max = min(config.spill_file_bytes, config.queue_bytes_max // 4, config.queue_items_max // 4 * HELD_BYTES)
         self._has_spill = has_spill
         self._spill_resume_ms = 0
         self._load_resume_ms = 0
@@ -244,7 +198,7 @@ class Outbox:
         return True
 
     # --- for the disk -----------------------------------------------------------------------------------------------------
-    def next_keep(self, now_ms: int) -> Encode | Write | Delete | Wait:
+    def next_keep(self, now_ms: int) -> Encode | Write | Merge | Delete | Wait:
         if self._deletions:
             return self._deletions.popleft()
         is_marked = self._mark > self.kept()
@@ -253,6 +207,8 @@ class Outbox:
             for lane in self.lanes.values():
                 if not lane.is_writing and (step := self._spill(lane, is_mark_due=is_mark_due)) is not None:
                     return step
+            if (merge := self._merge()) is not None:
+                return merge
         moments = [self._mark_by_ms if is_marked and not is_mark_due else 0, self._spill_resume_ms]
         return Wait(min((moment for moment in moments if moment > now_ms), default=None))
 
@@ -265,7 +221,7 @@ class Outbox:
         offer_max = _EVERY_OFFER if is_crowded else self._mark
         if lane.offers and lane.offers[0].offer <= offer_max:
             return Encode(lane.kind, lane.cut(ENCODE_ROWS_MAX, offer_max))
-        batch, is_flight = lane.take_waiting(self.config.spill_file_bytes, offer_max), False
+        batch, is_flight = lane.take_waiting(self._file_bytes_max, offer_max), False
         if not batch and is_mark_due:
             batch, is_flight = [held for held in lane.flight if held.segment == 0 and held.offer <= self._mark], True
         if not batch:
@@ -287,7 +243,7 @@ class Outbox:
                 self._finish_segment(other.kind, segment)
                 return self._deletions.pop()
         if not lane.is_kept and not is_flight:
-            for held in lane.take_waiting(self.config.spill_file_bytes, _EVERY_OFFER):
+            for held in lane.take_waiting(self._file_bytes_max, _EVERY_OFFER):
                 self._drop(lane, held, DROP_SPILL_FULL)
         return None
 
@@ -317,6 +273,30 @@ class Outbox:
         self.counts["spill_errors"] += 1
         if not write.is_flight:
             lane.put_back(write.batch)
+
+    def _merge(self) -> Merge | None:
+        """Marks come each second, or more often, and each makes a file, however few its rows: small ones become one."""
+        for lane in self.lanes.values():
+            small = lane.small_segments(self._file_bytes_max)
+            if small and self.spill_bytes + sum(one.size_bytes for one in small) <= self.config.spill_bytes_max:
+                for one in small:
+                    one.is_loaded = True  # nobody else reads or drops it meanwhile
+                return Merge(lane.kind, small)
+        return None
+
+    def merged(self, merge: Merge, segment: Segment) -> None:
+        """One file in place of these, with all that was pending of them, under the number of the last."""
+        segments = self.lanes[merge.kind].segments
+        for one in merge.segments[:-1]:
+            del segments[one.number]
+        segments[segment.number] = segment  # where the last one was: the order stays
+        self.spill_bytes += segment.size_bytes - sum(one.size_bytes for one in merge.segments)
+
+    def merge_failed(self, merge: Merge) -> None:
+        """They stay as they are, for ever: what one of them lacks is found out when it is loaded."""
+        for one in merge.segments:
+            one.is_loaded, one.is_single = False, True
+        self.counts["spill_errors"] += 1
 
     def found(self, kind: str, segment: Segment) -> None:
         """A file that an earlier life left; called before anything is offered, in the order of their numbers."""

@@ -17,8 +17,9 @@ from keystone.errors import SinkBusy, SinkError, SinkRefused
 from keystone.logs import get
 from keystone.sinks.base import KINDS, Answer, Document, OnRefused, Outcome, RawSink, Refused, Rows
 from keystone.sinks.lanes import Slice
-from keystone.sinks.outbox import Encode, Load, Outbox, Send, Wait, Write
+from keystone.sinks.outbox import Outbox
 from keystone.sinks.spill import Spill
+from keystone.sinks.steps import Encode, Load, Merge, Send, Wait, Write
 
 AFTER_DEFECT_S: Final = 0.2  # five lines of log a second at most
 STRETCH_S: Final = 0.002  # of encoding small offers without a pause: the interpreter would let others in only each 5 ms
@@ -169,6 +170,8 @@ class BufferedSink:
             self._encode(step)
         elif isinstance(step, Write):
             self._write(step)
+        elif isinstance(step, Merge):
+            self._merge(step)
         elif self._spill is not None:
             self._spill.delete(step.kind, step.segment)
             with self._changed:
@@ -260,6 +263,20 @@ class BufferedSink:
             return
         with self._changed:
             self._outbox.written(write, segment)
+            self._changed.notify_all()
+
+    def _merge(self, merge: Merge) -> None:
+        assert self._spill is not None  # noqa: S101 - the outbox was told
+        try:
+            segment = self._spill.merge(merge.kind, merge.segments)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the disk, the files are there as they were
+            log.warning("files of the spill cannot be joined", sink=self.name, reason=str(error))
+            with self._changed:
+                self._outbox.merge_failed(merge)
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._outbox.merged(merge, segment)
             self._changed.notify_all()
 
     def _refuse(self, refused: Sequence[Refused]) -> str | None:

@@ -2,8 +2,9 @@
 
 A file ``KIND-NUMBER.spill`` is a head (``KSP1``, how many documents, CRC-32C of these 8 bytes), then as many frames: length and CRC-32C
 (4 bytes each, little-endian) of ``id NUL day NUL revision NUL body``. It is written under another name, synced and renamed: what is half
-written has no such name and is removed at the next start. What a disk damages later is noticed: whole frames are used, the rest is told and
-counted, the file kept as ``.damaged``. A file that cannot be read now is asked for again, and never removed unread.
+written has no such name and is removed at the next start. Small files become one in the same way. What a disk damages later is noticed: whole
+frames are used, the rest is told and counted, the file kept as ``.damaged``. A file that cannot be read now is asked for again, and never
+removed unread.
 
 One process uses a directory at a time. Siblings of the same sink that nobody uses any more (a dead actor's) hand their files over to whoever opens one.
 """
@@ -73,24 +74,42 @@ class Spill:
 
     def write(self, kind: str, documents: Sequence[Document]) -> Segment:
         """On the disk when this returns. ``SinkError`` where it cannot be, and nothing is left."""
-        number = self._next
-        path = self._path(kind, number)
-        part = path.with_suffix(".part")
-        text = b"".join((_head(len(documents)), *map(_frame, documents)))
+        path = self._path(kind, self._next)
         try:
-            with part.open("wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            size = self._put(path, documents)
             self._sync()
         except OSError as error:
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
             raise SinkError(f"{self.directory} cannot be written: {error.strerror}; free room there") from error
-        self._next = number + 1
-        return Segment(number, len(documents), len(text))
+        self._next += 1
+        return Segment(self._next - 1, len(documents), size)
+
+    def merge(self, kind: str, segments: Sequence[Segment]) -> Segment:
+        """One file of what is pending of these, in their order, in place of the last of them; then the others are removed.
+
+        Whoever dies in between leaves some of it twice, and loses nothing. ``SinkError`` where one is not whole or the disk does not take it: all of
+        them are as they were.
+        """
+        documents: list[Document] = []
+        for segment in segments:
+            found = self.read(kind, segment)
+            if segment.number in self._damaged:
+                raise SinkError(f"{self._path(kind, segment.number)} is damaged: it is not joined with others")
+            documents += [found[place] for place in sorted(found.keys() - segment.settled)]
+        number = segments[-1].number
+        try:
+            merged = Segment(number, len(documents), self._put(self._path(kind, number), documents))
+        except OSError as error:
+            raise SinkError(f"{self.directory} cannot be written: {error.strerror}; free room there") from error
+        try:
+            self._sync()  # a power cut may not take the new name and leave the old ones removed
+        except OSError as error:
+            log.warning("a directory of the spill is not synced: files stay that are sent again", reason=error.strerror)
+            return merged
+        for segment in segments[:-1]:
+            self.delete(kind, segment)
+        return merged
 
     def read(self, kind: str, segment: Segment) -> dict[int, Document]:
         """What of it is whole, by place. A file that is damaged is told and set aside in ``delete``: what it lacks is lost.
@@ -127,6 +146,22 @@ class Spill:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _put(self, path: Path, documents: Sequence[Document]) -> int:
+        """A file in place, whole, whatever was there before; its bytes. ``OSError``: what was there is there."""
+        part = path.with_suffix(".part")
+        text = b"".join((_head(len(documents)), *map(_frame, documents)))
+        try:
+            with part.open("wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        return len(text)
 
     def _path(self, kind: str, number: int) -> Path:
         return self.directory / f"{kind}-{number:012d}.spill"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from keystone.errors import SinkError, UsageError
 from keystone.sinks.base import Document
+from keystone.sinks.lanes import Segment
 from keystone.sinks.spill import READS_MAX, Spill
 
 DOCUMENTS = [Document("alerts", f"id{n}", 20_000 + n, b'{"n":"\\u0000%d"}' % n + b" \0" * n, n - 1) for n in range(20)]
@@ -193,3 +196,100 @@ def test_a_disk_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         spill.write("alerts", DOCUMENTS)
     assert list(spill.found()) == []
     spill.close()
+
+
+def many(spill: Spill, files: int, of_each: int = 5) -> list[Segment]:
+    return [spill.write("alerts", [Document("alerts", f"{file}-{n}", 20_000, b'{"n":1}', n) for n in range(of_each)]) for file in range(files)]
+
+
+def names_in(directory: Path) -> list[str]:
+    spill = Spill(directory)
+    found = [document.id for kind, segment in spill.found() for document in spill.read(kind, segment).values()]
+    spill.close()
+    return found
+
+
+def test_small_files_become_one_of_what_is_pending_in_their_order(tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "a")
+    segments = many(spill, 4)
+    segments[1].settled |= {0, 3}
+    merged = spill.merge("alerts", segments[:3])
+    assert (merged.number, merged.documents, merged.settled) == (3, 13, set())
+    assert merged.size_bytes == (tmp_path / "a" / "alerts-000000000003.spill").stat().st_size
+    assert [segment.number for _, segment in spill.found()] == [3, 4]
+    whole = [f"{file}-{n}" for file in range(3) for n in range(5) if (file, n) not in {(1, 0), (1, 3)}]
+    assert [document.id for document in spill.read("alerts", merged).values()] == whole
+    assert spill.read("alerts", merged)[5] == Document("alerts", "1-1", 20_000, b'{"n":1}', 1)
+    spill.close()
+    assert names_in(tmp_path / "a") == [*whole, *(f"3-{n}" for n in range(5))]
+
+
+def test_a_damaged_file_is_not_joined_and_all_stay_as_they_were(tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "a")
+    segments = many(spill, 3)
+    path = tmp_path / "a" / "alerts-000000000002.spill"
+    path.write_bytes(path.read_bytes()[:-3])
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    with pytest.raises(SinkError, match="is damaged"):
+        spill.merge("alerts", segments)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+    spill.close()
+
+
+@pytest.mark.parametrize("broken", ["open", "fsync", "replace"])
+def test_a_disk_that_does_not_take_a_joined_file_leaves_all_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    spill = Spill(tmp_path / "a")
+    segments = many(spill, 3)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os if broken == "fsync" else Path, broken, fails)
+        with pytest.raises(SinkError, match="No space left"):
+            spill.merge("alerts", segments)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+    assert spill.merge("alerts", segments).documents == 15
+    spill.close()
+
+
+def test_a_joined_file_whose_name_is_not_synced_leaves_the_others_and_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spill = Spill(tmp_path / "a")
+    segments = many(spill, 3)
+    with monkeypatch.context() as disk:
+        disk.setattr(Spill, "_sync", fails_to_sync)
+        merged = spill.merge("alerts", segments)
+    assert len(spill.read("alerts", merged)) == merged.documents == 15
+    spill.close()
+    assert sorted(set(names_in(tmp_path / "a"))) == [f"{file}-{n}" for file in range(3) for n in range(5)]
+    assert len(list((tmp_path / "a").glob("*.spill"))) == 3
+
+
+def fails_to_sync(_: Spill) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+JOINING = """
+import itertools, sys
+from keystone.sinks.base import Document
+from keystone.sinks.spill import Spill
+spill, segments = Spill(sys.argv[1]), []
+for number in itertools.count():
+    segments.append(spill.write("alerts", [Document("alerts", f"{number}-{n}", 20_000, b"x" * 2_000) for n in range(5)]))
+    print(number, flush=True)  # acknowledged
+    if len(segments) == 4:
+        segments = [spill.merge("alerts", segments)]
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [5, 8, 13, 22])
+def test_killed_at_any_moment_of_joining_nothing_acknowledged_is_lost(tmp_path: Path, acknowledged: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", JOINING, str(tmp_path / "a")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        last = max(int(process.stdout.readline()) for _ in range(acknowledged))
+        process.kill()
+        last = max([last, *(int(line) for line in process.stdout.read().splitlines())])
+    found = names_in(tmp_path / "a")
+    assert {f"{number}-{n}" for number in range(last + 1) for n in range(5)} <= set(found)
+    assert not list((tmp_path / "a").glob("*.damaged"))
