@@ -12,6 +12,10 @@ PIP := env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX -u PYTHONPATH -u PYTHONHOME \
 	PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_RETRIES=10 PIP_DEFAULT_TIMEOUT=$${PIP_DEFAULT_TIMEOUT:-60} $(BIN)/python -m pip
 LOCK := env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
 	--only-binary :all: --no-annotate --no-header --quiet
+# Processes that share the tests. Many tests wait for a server or a clock, so two even on one core; each may hold 2 GB, so six at most.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 2 ? 2 : cores > 6 ? 6 : cores)))
+# With byte code that is kept: hundreds of processes would each compile our sources anew where this variable is set, as in many images.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -28,11 +32,11 @@ bench: $(READY) ## a million events a second through everything, judged; options
 demo: $(READY) ## the whole way on real servers: devices, Kafka, a run, a search server, Iceberg on S3; all compared
 	$(BIN)/python -m tests.demo $(ARGS)
 
-test: $(READY) ## every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## every test, shared by a few processes
+	$(PYTEST) -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## the tests of less than a minute in all, on all cores: none that is slow or starts Ray, Kafka, S3 or a search server
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search" $(ARGS)
+	$(PYTEST) -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search" $(ARGS)
 
 check: $(READY) ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,6 +13,7 @@ from tests.kafka_fixtures import kafka, kafka_cluster, mark_kafka, secure_kafka,
 from tests.lake_fixtures import empty_lake, lake, tables
 from tests.s3_fixtures import bucket, mark_s3, own_s3, proxied, s3
 from tests.search_fixtures import mark_search, search, search_server
+from tests.sharing import Sharing, at_its_time
 
 __all__ = [
     "bucket", "empty_lake", "kafka", "kafka_cluster", "lake", "own_s3", "proxied", "s3", "search", "search_server", "secure_kafka", "tables", "topic_name",
@@ -21,6 +24,9 @@ settings.register_profile("person", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "person")
 
+# Ray gives its workers a niceness of 15: beside a test that computes they would get 3 % of a core, and a run's actors miss every limit.
+os.environ.update(RAY_worker_niceness="0")
+
 
 @pytest.hookimpl(tryfirst=True)  # before the one that deselects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_kafka(items)
     mark_s3(items)
     mark_search(items)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing | None:
+    return Sharing(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of pytest-timeout starts: a test does not answer for its waiting
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with at_its_time(item):
+        return (yield)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

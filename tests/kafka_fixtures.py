@@ -11,7 +11,7 @@ import pytest
 
 from tests.kafka_server import KafkaCluster, Security
 
-STARTING = {"kafka", "secure_kafka", "kafka_cluster"}
+STARTING = {"kafka", "secure_kafka", "kafka_cluster", "mutual_kafka", "token_kafka", "three_brokers"}  # the last three are of single modules
 PASSWORDS = {"alice": "alice-secret", "bob": "bob-secret"}
 
 

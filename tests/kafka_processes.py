@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 VERSION = "4.3.1"
 #: ``!``: only Kafka's own version pins count. Without it those of log4j apply too, and they ask for an older kafka-clients.
@@ -52,6 +53,30 @@ def start_bound(command: Sequence[str], folder: Path, log: Path, env: Mapping[st
             return subprocess.Popen(bound, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     return _STARTER.submit(start).result()
+
+
+@functools.cache
+def _claims() -> BinaryIO:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    return (CACHE / "lock-ports").open("ab")
+
+
+def claim_port(port: int) -> bool:
+    """True for the first who asks on this machine; nobody gets it again, here or in another process, before this one has ended.
+
+    Each port is a locked byte of one file, never closed: the kernel lets go of it with the process, and no child inherits it.
+    """
+    if port in _claimed:  # a process never waits for its own locks
+        return False
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _claimed.add(port)
+    return True
+
+
+_claimed: set[int] = set()
 
 
 def java() -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from tests.kafka_processes import class_archive, jars, java, own_folder, start_bound
+from tests.kafka_processes import claim_port, class_archive, jars, java, own_folder, start_bound
 from tests.kafka_security import Security, write_certificates
 
 __all__ = ["QUICK", "THROUGHPUT", "KafkaCluster", "Security"]
@@ -44,17 +44,14 @@ LISTENERS = ("CLIENT", "INTERNAL", "CONTROLLER")  # INTERNAL is plaintext always
 PORTS = range(12_000, 32_000)  # below the usual ephemeral range: no client socket can take the port of a broker that is down
 RECORD_BYTES_MAX = 10 << 20  # frames of Keystone are up to 8 MiB
 
-_given_ports: set[int] = set()
-
 
 def free_port() -> int:
-    """A port that nobody listens on and that this process was not given before."""
+    """A port that nobody listens on, and that neither this process nor another one that runs was given before."""
     while True:
         port = random.choice(PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the broker does: a connection that lingers is no hindrance
-            if port not in _given_ports and not _refuses(probe, port):
-                _given_ports.add(port)
+            if not _refuses(probe, port) and claim_port(port):
                 return port
 
 

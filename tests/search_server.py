@@ -32,7 +32,7 @@ from typing import Any, Self
 
 import orjson
 
-from tests.kafka_processes import CACHE, FETCH_ATTEMPTS, locked, own_folder, start_bound
+from tests.kafka_processes import CACHE, FETCH_ATTEMPTS, claim_port, locked, own_folder, start_bound
 from tests.kafka_server import free_port
 
 FLAVORS = ("opensearch", "elasticsearch8", "elasticsearch9")
@@ -286,13 +286,9 @@ def _free_opensearch_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            if port not in _given:
-                _given.add(port)
-                return port
+        if claim_port(port):
+            return port
     raise RuntimeError("no port from 9201 to 9299 is free: OpenSearch's runner takes no other")
-
-
-_given: set[int] = set()
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -111,6 +111,7 @@ def test_any_bytes(batch: list[bytes]) -> None:
     assert_same(b"\n".join(batch), DECODER)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=12), st.integers(1, 5), st.lists(st.integers(0, 12), max_size=6))
 def test_batch_cuts_change_nothing(batch: list[bytes], rows_max: int, cuts: list[int]) -> None:

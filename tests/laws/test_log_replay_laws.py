@@ -70,6 +70,7 @@ def test_the_whole_log_gives_what_the_live_run_gave(story: Story) -> None:
     assert places.select(PLACES).sort(PLACES).to_dicts() == events.select(PLACES).sort(PLACES).to_dicts()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_processes_share_the_partitions(story: Story) -> None:
     live(story)
@@ -87,7 +88,7 @@ def written(story: Story) -> int:
     return moment - 900
 
 
-@pytest.mark.parametrize("words", [(), ("--actors", "2")], ids=["alone", "two actors"])
+@pytest.mark.parametrize("words", [(), pytest.param(("--actors", "2"), marks=[pytest.mark.ray, pytest.mark.slow])], ids=["alone", "two actors"])
 def test_cohorts_of_a_log_are_the_references(story: Story, words: tuple[str, ...]) -> None:
     written(story)
     result = replay(story, *words)

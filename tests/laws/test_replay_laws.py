@@ -70,6 +70,7 @@ def assert_lake(lake: Path, rows: Rows) -> None:
     assert found["append_ts"].null_count() == found.height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 7])
 @pytest.mark.parametrize("seed", range(4))
 def test_dirty_files_replay_as_the_reference_does(tmp_path: Path, seed: int, partitions: int) -> None:

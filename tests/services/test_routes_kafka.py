@@ -43,7 +43,8 @@ def fill(topics: Topics, text: bytes, lines: tuple[int, ...]) -> None:
 
 
 def groups_of(kafka: KafkaCluster) -> set[str]:
-    listed = AdminClient({"bootstrap.servers": ",".join(kafka.servers)}).list_consumer_groups().result(30)
+    admin = AdminClient({"bootstrap.servers": ",".join(kafka.servers)})  # by a name: without one it may be gone before the answer comes
+    listed = admin.list_consumer_groups().result(30)
     return {group.group_id for group in listed.valid}
 
 

@@ -43,10 +43,12 @@ def watch(url: str, env: dict[str, str], story: tuple[str, ...], *words: str) ->
         assert "events received" in consumer.out
 
 
+@pytest.mark.alone
 def test_two_terminals_over_an_embedded_log_that_the_first_one_makes(tmp_path: Path) -> None:
     watch(f"embedded:{tmp_path / 'a' / 'log'}", {}, STORY)
 
 
+@pytest.mark.alone
 @pytest.mark.kafka
 def test_two_terminals_without_unicode_over_a_topic(kafka: KafkaCluster, topic_name: str) -> None:
     topics = Topics.made(kafka.servers, topic_name)

@@ -91,6 +91,7 @@ def test_what_is_not_worth_it_stays() -> None:
     assert found[0].files[0] is large, "a group that is full is joined whole"
 
 
+@pytest.mark.slow
 def test_a_stream_s_files_are_joined_in_one_snapshot_a_table(tables, lake) -> None:
     owners, segments = [Owner(lake, p) for p in range(2)], []
     for _ in range(6):

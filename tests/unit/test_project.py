@@ -134,12 +134,12 @@ def test_make_lists_every_command():
     ("target", "command"),
     [
         ("bench", "python -m keystone.bench --eps 1000000"),
-        ("test", "python -m pytest"),
+        ("test", "python -m pytest -n 2 --dist loadscope --no-loadscope-reorder"),
         ("test-fast", 'pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search"'),
     ],
 )
 def test_commands_do_what_the_documents_say_and_set_themselves_up(target, command, tmp_path):
-    planned = make("--dry-run", target, f"VENV={tmp_path}/venv", PYTHON=sys.executable).stdout
+    planned = make("--dry-run", target, f"VENV={tmp_path}/venv", "WORKERS=2", PYTHON=sys.executable).stdout
     assert command in planned
     assert planned.index("-m venv") < planned.index("--require-hashes") < planned.index("--no-deps") < planned.index(command)
 
