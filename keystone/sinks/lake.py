@@ -83,8 +83,8 @@ class LakeWriter:
     follow ``anchor_ts_ms``, the ts of the file's first accepted event (learnt from the first batch if not given).
 
     With ``is_table`` the files are a table's: in ``data/events/``, named also by the ``epoch`` of their partition's owner
-    (``own``), in place but in no snapshot yet; ``cut`` says which there are. ``on_file`` is told of each, by another thread, where the
-    directory is only the first place that they are in.
+    (``own``), in place but in no snapshot yet; ``cut`` ends them, whatever their age (no reader sees them before), and says which
+    there are. ``on_file`` is told of each, by another thread, where the directory is only the first place that they are in.
 
     Opening sweeps the unfinished files that a dead run left in ``partitions``. Errors of the file system are raised by the
     next call as one ``SinkError``, after which no unfinished file of ours is left and every further call raises it again.
@@ -185,7 +185,7 @@ class LakeWriter:
         for stream in list(self._streams.values()):
             if stream.opened_ms is None:
                 stream.opened_ms = now_ms
-            is_old = now_ms - stream.opened_ms >= self._config.file_age_max_ms
+            is_old = not self._is_table and now_ms - stream.opened_ms >= self._config.file_age_max_ms
             if is_old or stream.file_rows >= self._config.file_rows_max or stream.file_bytes >= self._config.file_bytes_max:
                 self._close_file(stream)
         self._caller_cpu_seconds += time.thread_time() - started

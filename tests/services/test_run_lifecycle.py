@@ -139,7 +139,7 @@ def test_a_run_is_exact_although_a_session_actor_was_killed(kafka: KafkaCluster,
     lines = dirty_text(3, 2_400, broken_share=0.05).split(b"\n")
     parts = [b"\n".join(lines[at : at + 600]) for at in range(0, len(lines), 600)]
     words = ("--lake", str(tmp_path / "lake"), "--until-idle", "5", "--session-actors", "2", "--report", str(tmp_path / "report.json"))
-    with Command("run", "--log", topics.url, *words, *runs.settings(topics.names | QUICK | {"lake.file_age_max_ms": 300})) as run:
+    with Command("run", "--log", topics.url, *words, *runs.settings(topics.names | QUICK)) as run:
         run.wait_for("reading kafka://")
         for part in parts[:2]:
             Confluent().produce(topics.servers, topics.name, runs.singles(part, None))
