@@ -11,7 +11,7 @@ import polars as pl
 
 from keystone.audit.engine import Audit
 from keystone.audit.index_side import IndexSide
-from keystone.audit.lake_side import ROUTED, LakeSide
+from keystone.audit.lake_side import LakeSide
 from keystone.audit.places import MINUTE_MS, Cell, Difference
 from keystone.sinks.base import ALERTS, SESSIONS
 
@@ -43,12 +43,10 @@ class IndexCheck:
         if first_day is None and kind == SESSIONS:
             found.notes.append("the index has no sessions: not compared")
             return
-        told_twice = self._within(whole)
-        expected = told_twice.unique("id", keep="first", maintain_order=True)
+        expected, told_twice = self._within(whole).unique("id", keep="first", maintain_order=True), self._within(whole)
         if twice := told_twice.height - expected.height:
             why = "keystone lake verify tells which"
             found.differences.append(Difference(-1, None, f"lake {kind}", expected.height, told_twice.height, doubled=twice, first=why))
-        expected = self._sent(found, kind, expected)
         documents = self.index.documents(kind, *self._moments()) if first_day is not None else self.index.those(kind, [])
         if first_day is not None:
             gone = self._gone(kind, expected, documents, first_day)
@@ -58,13 +56,6 @@ class IndexCheck:
         missing, extra = self._settled(kind, whole, expected, documents, rows)
         extra = self._without_in_flight(found, kind, extra)
         _Telling(found, kind).tell(expected, documents, missing, extra)
-
-    def _sent(self, found: Audit, kind: str, rows: pl.DataFrame) -> pl.DataFrame:
-        """Those that their route sends to the index. What it keeps back may be there all the same: routes change."""
-        sent = rows.filter(ROUTED)
-        if kept_back := rows.height - sent.height:
-            found.notes.append(f"the route {self.lake.routes[kind].name!r} keeps {kept_back:,} of {rows.height:,} {kind} from the index: not expected there")
-        return sent.drop(ROUTED)
 
     def _gone(self, kind: str, expected: pl.DataFrame, documents: pl.DataFrame, first_day: int) -> pl.DataFrame:
         """Rows that retention may have taken from the index. One with a clock that is far back is in the index of its log time's day: there it is found."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,28 +20,22 @@ from keystone.sinks.iceberg.verify import windows
 
 if TYPE_CHECKING:
     from keystone.config import LakeConfig
-    from keystone.routes import Route
     from keystone.sinks.iceberg.files import Listed
     from keystone.sinks.iceberg.tables import LakeTables
 
 #: Of alerts and sessions: what an index names them by, and when; partition -1 where rows do not tell it.
 IDS = {"id": pl.String, "partition": pl.Int64, "at_ms": pl.Int64, "day": pl.Int64}
-ROUTED = "is_routed"  # of the lake's rows: whether their route sends them to the index
 
 
 class LakeSide:
-    """A lake's tables as they are when it is opened. ``UsageError`` where there is none, or no tables.
+    """A lake's tables as they are when it is opened. ``UsageError`` where there is none, or no tables."""
 
-    ``routes``: by table, the route to the index, where it keeps rows back.
-    """
-
-    def __init__(self, lake: str, config: LakeConfig, routes: Mapping[str, Route] | None = None) -> None:
+    def __init__(self, lake: str, config: LakeConfig) -> None:
         from keystone.sinks.iceberg.files import listed
         from keystone.sinks.iceberg.tables import LakeTables
 
         self.tables: LakeTables = LakeTables.open(lake, config, is_made=False)
         self.faults: list[str] = []
-        self.routes = routes or {}
         table = self.tables.load(EVENTS)
         self.chain: dict[int, Link] = dict(self.tables._head(table).chain)  # noqa: SLF001 - of the very table whose files are listed
         self._files: dict[int, list[Listed]] = defaultdict(list)
@@ -96,27 +90,23 @@ class LakeSide:
 
     # --- alerts and sessions --------------------------------------------------------------------------------------------------
     def alerts(self) -> pl.DataFrame:
-        """IDS and ROUTED of all alerts in the table now, repeats included; ``at_ms`` is the append time."""
+        """IDS of all alerts in the table now, repeats included; ``at_ms`` is the append time."""
         found = self._table(ALERTS, ["alert_id", "partition", "append_ts_ms", "event_ts"])
         believed = (pl.col("event_ts") - pl.col("append_ts_ms")).abs() <= BELIEVED_DAYS * DAY_MS
         day = pl.when(believed).then(pl.col("event_ts")).otherwise(pl.col("append_ts_ms")) // DAY_MS
-        return found.select(ROUTED, id=pl.col("alert_id"), partition=pl.col("partition").cast(pl.Int64), at_ms=pl.col("append_ts_ms"), day=day)
+        return found.select(id=pl.col("alert_id"), partition=pl.col("partition").cast(pl.Int64), at_ms=pl.col("append_ts_ms"), day=day)
 
     def sessions(self) -> pl.DataFrame:
-        """IDS and ROUTED of all sessions in the table now, as documents are named, each once; ``at_ms`` is the session's end."""
+        """IDS of all sessions in the table now, as documents are named, each once; ``at_ms`` is the session's end."""
         found = self._table(SESSIONS, ["device_id", "session_id", "start_ts", "end_ts"])
         names = zip(*(found[name].to_list() for name in ("device_id", "session_id", "start_ts")), strict=True)
         ids = pl.Series("id", [session_document_id(*name) for name in names], pl.String)
         at = pl.col("end_ts")
-        return found.select(ROUTED, ids, partition=pl.lit(-1, pl.Int64), at_ms=at, day=at // DAY_MS).unique("id", keep="last", maintain_order=True)
+        return found.select(ids, partition=pl.lit(-1, pl.Int64), at_ms=at, day=at // DAY_MS).unique("id", keep="last", maintain_order=True)
 
     def _table(self, name: str, columns: list[str]) -> pl.DataFrame:
-        """With ROUTED: which rows the route sends can take all columns to tell."""
-        route = self.routes.get(name)
-        read = columns if route is None else list(route.schema_in)
-        found = pl.DataFrame(self.tables.load(name).scan(selected_fields=tuple(read)).to_arrow()).select(read)
-        kept = pl.lit(value=True) if route is None else route.keep(found.cast(dict(route.schema_in)))  # type: ignore[arg-type]
-        return found.select(*columns, kept.alias(ROUTED))
+        found = pl.DataFrame(self.tables.load(name).scan(selected_fields=tuple(columns)).to_arrow())
+        return found.select(columns)
 
     def close(self) -> None:
         """May be repeated."""

@@ -16,7 +16,6 @@ from keystone.run.options import CONTEXT, config_options, load_config
 if TYPE_CHECKING:
     from keystone.audit.engine import Audit
     from keystone.config import Config
-    from keystone.routes import Route
     from keystone.sinks.letters_read import LetterSource
 
 EXIT_FAIL: Final = 1
@@ -87,8 +86,7 @@ def _audit(given: dict[str, Any], config: Config) -> Audit:
     found = Audit()
     with ExitStack() as held:
         nodes = held.enter_context(closing(Nodes(given["elastic"], config.elastic))) if given["elastic"] is not None else None
-        routes = _filters(given, config) if nodes is not None else {}
-        lake = held.enter_context(closing(LakeSide(lake_url, config.lake, routes)))  # first: what it says is committed, the log had
+        lake = held.enter_context(closing(LakeSide(lake_url, config.lake)))  # first: what it says is committed, the log had
         log = held.enter_context(closing(LogSide(log_url, config)))
         letters = _letters(given["dead_letters"], log_url, lake_url, config)
         if letters is not None:
@@ -99,16 +97,6 @@ def _audit(given: dict[str, Any], config: Config) -> Audit:
                 wait_s = settle_ms / 1_000 if given["wait_s"] is None else given["wait_s"]
                 IndexCheck(lake, IndexSide(nodes), wait_s, settle_ms, from_ms, until_ms).into(found)
     return found
-
-
-def _filters(given: dict[str, Any], config: Config) -> dict[str, Route]:
-    """By source, the route to the index that keeps rows back, as the configuration has it: audited by what it sends."""
-    from keystone.routes import ELASTIC
-    from keystone.run.routes import compiled
-
-    known = {name: given.get(name) for name in ("log", "lake", "elastic", "actions", "dead_letters")}
-    routes = compiled({**known, "config_file": given["config_file"], "settings": given["settings"]}, config)
-    return {route.source: route for route in routes.to(ELASTIC) if route.condition is not None}
 
 
 def _moment(text: str | None, option: str) -> int | None:

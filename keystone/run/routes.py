@@ -119,11 +119,6 @@ def sample_command(**given: Any) -> None:
     )
 
 
-def compiled(given: dict[str, Any], config: Config) -> Routes:
-    """The routes of a run with these options. ``UsageError`` for the first mistake, with where it was made."""
-    return _compiled(given, config, _available(given, config))
-
-
 def _available(given: dict[str, Any], config: Config) -> frozenset[str]:
     from keystone.sinks.route_sinks import sinks_of_run
 
