@@ -37,9 +37,10 @@ def action_record(alert: Alert) -> tuple[bytes, bytes]:
     return alert.device_id.encode(), alert_line(alert).rstrip(b"\n")
 
 
-def dead_letter_headers(letter: DeadLetter) -> tuple[tuple[str, bytes], ...]:
-    """``reason partition offset line length``, as decimal text; ``raw_bytes`` of what is kept."""
+def dead_letter_headers(letter: DeadLetter, run: str = "") -> tuple[tuple[str, bytes], ...]:
+    """``reason partition offset line length``, as decimal text, and ``run``, where that has a name: logs may share a topic."""
     fields = {"reason": letter.reason, "partition": letter.partition, "offset": letter.offset, "line": letter.line, "length": letter.length}
+    fields |= {"run": run} if run else {}
     return tuple((name, str(value).encode()) for name, value in fields.items())
 
 
@@ -56,10 +57,12 @@ class Item:
 class TopicSink:
     """Sends alerts to one topic and dead letters to another, of the same brokers. One thread calls it.
 
-    ``UsageError`` at once where a topic is not there, or may not be written.
+    ``run``: what all runs over the same state have in common, said with each dead letter. ``UsageError`` at once where a topic is not there, or may
+    not be written.
     """
 
-    def __init__(self, actions: KafkaUrl | None, dead_letters: KafkaUrl | None, config: KafkaConfig, *, role: str) -> None:
+    def __init__(self, actions: KafkaUrl | None, dead_letters: KafkaUrl | None, config: KafkaConfig, *, role: str, run: str = "") -> None:
+        self._run = run
         self.undeliverable = 0  # too large for the topic in any form; logged
         self._actions = KafkaLog.open(actions, config, action="write", role=f"{role}-actions") if actions is not None else None
         self._dead = KafkaLog.open(dead_letters, config, action="write", role=f"{role}-dead-letters") if dead_letters is not None else None
@@ -99,7 +102,7 @@ class TopicSink:
                 return
             lane = self._dead.producer().lane(self._dead.topic, what.partition % self._dead.partitions)
             self._dead.producer().send(
-                lane, what.raw[:DEAD_LETTER_BYTES_MAX], headers=dead_letter_headers(what), on_outcome=on_outcome, wakes=False,
+                lane, what.raw[:DEAD_LETTER_BYTES_MAX], headers=dead_letter_headers(what, self._run), on_outcome=on_outcome, wakes=False,
                 limit_bytes=self._dead.record_bytes_max,
             )  # fmt: skip
 
