@@ -29,7 +29,7 @@ from keystone.errors import CheckpointDamaged, Fenced, StoreUnavailable, UsageEr
 from keystone.metrics import Ledger
 from keystone.segments import Segment
 from keystone.session_snapshot import SCHEMA, from_schema_1
-from keystone.store import Store
+from keystone.store import Buffer, Store
 
 EPOCHS_KEPT: Final = 256  # of a key; the others are removed
 LOOKS_MAX: Final = 16  # for the newest checkpoint, while an owner sweeps those that were just listed
@@ -119,6 +119,17 @@ class Checkpoints:
             drawn = secrets.token_hex(16).encode()
             self._store.put_new("seed", [b"keystone seed %b %08x\n" % (drawn, crc32c(drawn))])
             content = self._store.get("seed")  # another's, where one was quicker
+        return self._seed_in(content)
+
+    def seed_there(self) -> int | None:
+        """The same, and None where none was made yet: this makes none."""
+        try:
+            return self._seed_in(self._store.get("seed"))
+        except KeyError:
+            return None
+
+    @staticmethod
+    def _seed_in(content: Buffer) -> int:
         found = _SEED.fullmatch(bytes(content))
         if not found or int(found[2], 16) != crc32c(found[1]):
             raise UsageError("the checkpoints' seed is damaged: bring it back from a backup, or start with another directory of checkpoints")

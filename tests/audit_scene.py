@@ -144,7 +144,7 @@ class FakeIndex:
                 "_index": index,
                 "_id": id_,
                 "sort": [index if name == "_index" else source[name] for name in names],
-                "fields": {name: [source[name]] for name in body.get("docvalue_fields", ())},
+                "fields": {name: [source[name]] for name in body.get("docvalue_fields", ()) if name in source},
             }
             for index, id_, source in mine
         ]

@@ -27,12 +27,12 @@ def letter(offset: int, raw: bytes, reason: str, *, partition: int = 0, line: in
     return DeadLetter(partition, offset, line, reason, len(raw) if length is None else length, raw)
 
 
-def write(folder: Path, letters: Iterable[DeadLetter], *, epoch: int = 1) -> None:
-    """Files of each partition, as session actors name them."""
+def write(folder: Path, letters: Iterable[DeadLetter], *, epoch: int = 1, run: str = "0f3a91c2") -> None:
+    """Files of each partition, as session actors of a run name them."""
     by_partition: dict[int, list[DeadLetter]] = {}
     for one in letters:
         by_partition.setdefault(one.partition, []).append(one)
     for partition, some in by_partition.items():
-        file = DeadLetterFile(folder / f"0f3a91c2-p{partition:05d}-e{epoch:08d}.ndjson", per_line=False)
+        file = DeadLetterFile(folder / f"{run}-p{partition:05d}-e{epoch:08d}.ndjson", per_line=False)
         file.write(some)
         file.close()

@@ -363,16 +363,21 @@ class OutputSpec:
     """Which output.
 
     ``actions dead_letters``: a topic's URL, or None; ``trail``: keep files of alerts and moments; ``dead_letters_dir``: a directory
-    or a bucket's URL for dead letters, where no topic is named; ``files``: what the names of these begin with. ``actions_from``: the ends of the
-    actions' topic when the run began: what is behind them, this run said.
+    or a bucket's URL for dead letters, where no topic is named; ``run``: what tells them from those of other runs, but for runs over the same state.
+    ``actions_from``: the ends of the actions' topic when the run began: what is behind them, this run said.
     """
 
     actions: KafkaUrl | None = None
     dead_letters: KafkaUrl | None = None
     trail: bool = True
     dead_letters_dir: str | None = None
-    files: str = ""
+    run: str = ""
     actions_from: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def files(self) -> str:
+        """What names of files and objects of dead letters begin with."""
+        return f"{self.run}-" if self.run else ""
 
 
 def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path, letters_bytes_max: int | None = None) -> Output:
@@ -383,7 +388,7 @@ def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: P
     if spec.actions is None and spec.dead_letters is None:
         inner: Output = LocalOutput(trail_dir, Letters(Path(place), spec.files, limit) if place is not None and not is_bucket else None)
     else:
-        inner = TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name), trail_dir, dict(spec.actions_from))
+        inner = TopicOutput(TopicSink(spec.actions, spec.dead_letters, config, role=name, run=spec.run), trail_dir, dict(spec.actions_from))
     if place is not None and is_bucket:
         return WithLetters(inner, LetterObjects(open_store(place), place, spec.files, limit))
     if place is not None and spec.actions is not None:

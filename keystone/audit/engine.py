@@ -7,6 +7,7 @@ and dead letters before it are delivered; what is newer is in flight and counted
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,11 +17,12 @@ import numpy as np
 from keystone.audit.lake_side import LakeSide
 from keystone.audit.log_side import LogSide
 from keystone.audit.places import NO_PLACES, Cells, Difference, Places, by_minute, compare, differences, is_not_kept, keys_of
-from keystone.errors import OffsetOutOfRange
+from keystone.errors import OffsetOutOfRange, UsageError
 from keystone.events import REASONS
 from keystone.sinks.letters_read import NOT_KEPT, LetterSource
 
 LATE_MS: Final = 300_000  # in flight for longer: said, because somebody should look at the committer
+RUNS_SHOWN_MAX: Final = 5
 LAKE, LETTERS = "lake", "dead letters"
 
 
@@ -49,6 +51,7 @@ class Audit:
     notes: list[str] = field(default_factory=list)
     in_flight_documents: int = 0
     indexed: dict[str, tuple[int, int]] = field(default_factory=dict)  # kind: expected and found
+    held_back: dict[str, int] = field(default_factory=dict)  # kind: rows of the lake that a route does not give to the index
 
     @property
     def is_clean(self) -> bool:
@@ -57,25 +60,42 @@ class Audit:
 
 @dataclass(slots=True)
 class Streams:
-    """Walks the partitions of a log and a lake. ``letters``: None where none are compared. Times are of the append."""
+    """Walks the partitions of a log and a lake. ``letters``: None where none are compared. Times are of the append.
+
+    ``run``: whose letters are this lake's, of several runs' in one place; None where nothing tells it.
+    """
 
     log: LogSide
     lake: LakeSide
     letters: LetterSource | None
     from_ms: int | None = None
     until_ms: int | None = None
+    run: str | None = None
     on_events: Callable[[int], None] = lambda _: None
+    letters_by_run: Counter[str] = field(default_factory=Counter)  # of all that were looked at
 
     def into(self, found: Audit) -> None:
-        """Everything about the partitions."""
+        """Everything about the partitions. ``UsageError`` where letters of several runs are there, and which are this lake's is not known."""
         bounds = self.log.bounds()  # after the lake's chain was read: what is caught up then, was
         first = self.log.offsets_at(self.from_ms) if self.from_ms is not None else {}
         last = self.log.offsets_at(self.until_ms) if self.until_ms is not None else {}
         for partition in sorted({*bounds, *self.lake.partitions}):
             there = bounds.get(partition, (0, 0))
             found.partitions.append(_Partition(self, found, partition, there).audited(first.get(partition, 0), last.get(partition, 1 << 62)))
+        self._check_runs(found)
         found.notes += [f"the log has a gap: {gap}" for gap in self.log.gaps]
         found.differences += [Difference(-1, None, LAKE, first=fault) for fault in self.lake.faults]
+
+    def _check_runs(self, found: Audit) -> None:
+        if self.run is None and len(self.letters_by_run) > 1:
+            place, names = self.letters.url if self.letters is not None else "", ", ".join(sorted(self.letters_by_run)[:RUNS_SHOWN_MAX])
+            raise UsageError(
+                f"{place} has dead letters of several runs ({names}), and no state beside the lake says which are its own: name it by --state, or say"
+                " --dead-letters none"
+            )
+        others = sum(count for run, count in self.letters_by_run.items() if run != self.run) if self.run is not None else 0
+        if others:
+            found.notes.append(f"{others:,} dead letters of other runs are in the same place: not compared")
 
 
 @dataclass(slots=True)
@@ -170,7 +190,7 @@ class _Partition:
 
     # --- dead letters -----------------------------------------------------------------------------------------------------
     def _compare_letters(self, scope: PartitionAudit, dead: Places, source: LetterSource) -> None:
-        letters, markers = self._letters(scope, dead, source)
+        letters, kept, markers = self._letters(scope, dead, source)
         if source.forgotten(self.partition):
             first = int(keys_of(letters).min()) if len(letters) else 1 << 62
             if (gone := keys_of(dead) < first).any():
@@ -182,7 +202,7 @@ class _Partition:
             self._note(f"{int(sides.doubled.sum()):,} dead letters are there more than once, with the same place, as may be where they are")
             letters, sides = letters[~sides.doubled], sides._replace(extra=sides.extra[~sides.doubled], doubled=sides.doubled[~sides.doubled])
         away = np.flatnonzero(sides.missing)
-        not_kept = is_not_kept(dead[away], letters, markers)
+        not_kept = is_not_kept(dead[away], kept, markers)
         if not_kept.any():
             self.found.cells.add(self.partition, dead[away[not_kept], 2], "not_kept")
             self._note(f"{int(not_kept.sum()):,} dead letters were counted and not kept (dead_letters.bytes_max)")
@@ -190,23 +210,26 @@ class _Partition:
         if not sides.are_same:
             self.found.differences += differences(self.partition, LETTERS, dead, letters, sides, (by_minute(dead), by_minute(letters)))
 
-    def _letters(self, scope: PartitionAudit, dead: Places, source: LetterSource) -> tuple[Places, Places]:
-        """Those of the offsets compared, each with the append time that the log tells (0: it tells none), and the markers."""
-        rows: list[tuple[int, int]] = []
+    def _letters(self, scope: PartitionAudit, dead: Places, source: LetterSource) -> tuple[Places, Places, Places]:
+        """Those of the offsets compared, each with the append time that the log tells (0: it tells none); all there are, and the markers, without one."""
+        rows: list[tuple[int, int, int]] = []
         marks: list[tuple[int, int, int]] = []
         for letter in source.letters(self.partition):
+            if letter.run is not None:
+                self.streams.letters_by_run[letter.run] += 1
+                if self.streams.run not in {None, letter.run}:
+                    continue
             if letter.reason == NOT_KEPT:
                 marks.append((letter.place.offset, letter.place.line, 0))
-            elif letter.reason in REASONS and scope.first_offset <= letter.place.offset < scope.next_offset:
-                rows.append((letter.place.offset, letter.place.line))
-        letters = np.zeros((len(rows), 3), np.int64)
-        if rows:
-            letters[:, :2] = rows
+            elif letter.reason in REASONS:
+                rows.append((letter.place.offset, letter.place.line, 0))
+        kept, markers = (np.array(some, np.int64).reshape(-1, 3) for some in (rows, marks))
+        letters = kept[(kept[:, 0] >= scope.first_offset) & (kept[:, 0] < scope.next_offset)]
+        if len(letters) and len(dead):
             known, asked = keys_of(dead), keys_of(letters)
-            at = np.minimum(np.searchsorted(known, asked), max(0, len(known) - 1))
-            if len(known):
-                letters[:, 2] = np.where(known[at] == asked, dead[at, 2], 0)
-        return letters, np.array(marks, np.int64).reshape(-1, 3)
+            at = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+            letters[:, 2] = np.where(known[at] == asked, dead[at, 2], 0)
+        return letters, kept, markers
 
 
 def late_notes(found: Audit, now_ms: int | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 
-from keystone.audit.lake_side import IDS
+from keystone.audit.lake_side import IDENTITY, IDS
 from keystone.errors import KeystoneError
 from keystone.sinks.base import ALERTS, SESSIONS
 from keystone.sinks.elastic_admin import ADMIN_TIMEOUT_MS, NOT_FOUND, ElasticRefused, indices_of
@@ -47,12 +47,19 @@ class IndexSide:
         parts = [ids[at : at + ASKED_MAX] for at in range(0, len(ids), ASKED_MAX)]
         return self._frame(hit for part in parts for page in self._pages(kind, {"ids": {"values": list(part)}}) for hit in page)
 
-    def _pages(self, kind: str, query: Any) -> Iterator[list[Any]]:
+    def identities(self, kind: str, ids: Sequence[str]) -> pl.DataFrame:
+        """``id`` and IDENTITY of the documents with these ids, of those that tell it: a route's ``select`` may leave it out."""
+        parts = [ids[at : at + ASKED_MAX] for at in range(0, len(ids), ASKED_MAX)]
+        hits = (hit for part in parts for page in self._pages(kind, {"ids": {"values": list(part)}}, IDENTITY) for hit in page)
+        rows = [(hit["_id"], *(hit["fields"][name][0] for name in IDENTITY)) for hit in hits if all(name in hit.get("fields", {}) for name in IDENTITY)]
+        return pl.DataFrame(rows, schema=dict.fromkeys(("id", *IDENTITY), pl.String), orient="row").unique()
+
+    def _pages(self, kind: str, query: Any, fields: Sequence[str] = ()) -> Iterator[list[Any]]:
         body: dict[str, Any] = {
             "size": PAGE, "query": query, "_source": False, "track_total_hits": False, "sort": [{name: "asc"} for name in SORT[kind]],
         }  # fmt: skip
-        if kind == ALERTS:
-            body["docvalue_fields"] = ["partition"]
+        if fields or kind == ALERTS:
+            body["docvalue_fields"] = list(fields) or ["partition"]
         while True:
             hits = self._search(kind, body)
             yield hits

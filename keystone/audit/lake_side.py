@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from keystone.audit.index_routes import IndexRoutes
 from keystone.audit.places import NO_PLACES, Places
 from keystone.errors import UsageError
 from keystone.sinks.base import BELIEVED_DAYS, DAY_MS
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Of alerts and sessions: what an index names them by, and when; partition -1 where rows do not tell it.
 IDS = {"id": pl.String, "partition": pl.Int64, "at_ms": pl.Int64, "day": pl.Int64}
+#: What names a session.
+IDENTITY = ("device_id", "session_id")
 
 
 class LakeSide:
@@ -89,24 +93,37 @@ class LakeSide:
         return np.concatenate(parts)
 
     # --- alerts and sessions --------------------------------------------------------------------------------------------------
-    def alerts(self) -> pl.DataFrame:
-        """IDS of all alerts in the table now, repeats included; ``at_ms`` is the append time."""
-        found = self._table(ALERTS, ["alert_id", "partition", "append_ts_ms", "event_ts"])
+    def alerts(self, routes: IndexRoutes | None = None) -> pl.DataFrame:
+        """IDS of all alerts in the table now, repeats included; ``at_ms`` is the append time; ``is_sent``: ``routes`` give it to the index."""
+        found, is_sent = self._routed(ALERTS, ["alert_id", "partition", "append_ts_ms", "event_ts"], routes)
         believed = (pl.col("event_ts") - pl.col("append_ts_ms")).abs() <= BELIEVED_DAYS * DAY_MS
         day = pl.when(believed).then(pl.col("event_ts")).otherwise(pl.col("append_ts_ms")) // DAY_MS
-        return found.select(id=pl.col("alert_id"), partition=pl.col("partition").cast(pl.Int64), at_ms=pl.col("append_ts_ms"), day=day)
+        return found.select(id=pl.col("alert_id"), partition=pl.col("partition").cast(pl.Int64), at_ms=pl.col("append_ts_ms"), day=day, is_sent=is_sent)
 
-    def sessions(self) -> pl.DataFrame:
-        """IDS of all sessions in the table now, as documents are named, each once; ``at_ms`` is the session's end."""
-        found = self._table(SESSIONS, ["device_id", "session_id", "start_ts", "end_ts"])
+    def sessions(self, routes: IndexRoutes | None = None) -> pl.DataFrame:
+        """The same of all sessions, as documents are named, each once; ``at_ms`` is the session's end."""
+        found, is_sent = self._routed(SESSIONS, ["device_id", "session_id", "start_ts", "end_ts"], routes)
         names = zip(*(found[name].to_list() for name in ("device_id", "session_id", "start_ts")), strict=True)
         ids = pl.Series("id", [session_document_id(*name) for name in names], pl.String)
         at = pl.col("end_ts")
-        return found.select(ids, partition=pl.lit(-1, pl.Int64), at_ms=at, day=at // DAY_MS).unique("id", keep="last", maintain_order=True)
+        rows = found.select(ids, partition=pl.lit(-1, pl.Int64), at_ms=at, day=at // DAY_MS, is_sent=is_sent)
+        return rows.with_columns(pl.col("is_sent").any().over("id")).unique("id", keep="last", maintain_order=True)
 
-    def _table(self, name: str, columns: list[str]) -> pl.DataFrame:
-        found = pl.DataFrame(self.tables.load(name).scan(selected_fields=tuple(columns)).to_arrow())
-        return found.select(columns)
+    def known(self, sessions: pl.DataFrame) -> pl.DataFrame:
+        """Those of some sessions, by IDENTITY, of which any table has a row now: theirs is the log that the lake is of."""
+        left, found = sessions.select(IDENTITY).unique(), [sessions.select(IDENTITY).clear()]
+        for name in (SESSIONS, ALERTS, EVENTS):
+            for batch in self.tables.load(name).scan(selected_fields=IDENTITY).to_arrow_batch_reader() if left.height else ():
+                there = pl.DataFrame(pa.table(batch)).select(pl.col(IDENTITY).cast(pl.String)).unique()
+                found.append(left.join(there, on=IDENTITY, how="semi"))
+                left = left.join(there, on=IDENTITY, how="anti")
+        return pl.concat(found)
+
+    def _routed(self, name: str, columns: list[str], routes: IndexRoutes | None) -> tuple[pl.DataFrame, pl.Series]:
+        routes = routes if routes is not None else IndexRoutes()
+        wanted = dict.fromkeys((*columns, *routes.columns(name)))
+        found = pl.DataFrame(self.tables.load(name).scan(selected_fields=tuple(wanted)).to_arrow()).select(list(wanted))
+        return found, routes.sent(name, found)
 
     def close(self) -> None:
         """May be repeated."""

@@ -59,7 +59,12 @@ def is_not_kept(missing: Places, kept: Places, markers: Places) -> Flags:
 
 @dataclass(slots=True)
 class Cell:
-    """What is known of one minute of one partition. ``dead``: by the log, decoded again; ``letters``: those found. ``alerts``: of the lake."""
+    """What is known of one minute of one partition.
+
+    ``dead``: by the log, decoded again; ``letters``: those found. ``alerts``: of the lake.
+
+    ``held_back``: alerts of the lake that a route does not give to the index; they are not in ``alerts``.
+    """
 
     received: int = 0
     accepted: int = 0
@@ -68,6 +73,7 @@ class Cell:
     letters: int = 0
     not_kept: int = 0
     alerts: int = 0
+    held_back: int = 0
     indexed: int = 0
 
 

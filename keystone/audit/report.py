@@ -17,7 +17,8 @@ def lines(found: Audit, *, has_letters: bool, has_index: bool, now_ms: int | Non
     for partition in found.partitions:
         yield _partition(found, partition, now, has_letters=has_letters, has_index=has_index)
     for kind, (expected, there) in found.indexed.items():
-        yield f"index: {there:,} of {expected:,} {kind}"
+        held = f", {found.held_back[kind]:,} more held back by a route" if kind in found.held_back else ""
+        yield f"index: {there:,} of {expected:,} {kind}{held}"
     if found.in_flight_documents:
         yield f"index: {found.in_flight_documents:,} documents in flight: newer than what the lake has committed"
     if found.differences:
@@ -35,9 +36,9 @@ def _partition(found: Audit, partition: PartitionAudit, now_ms: int, *, has_lett
         f"lake {cell.lake:,}",
     ]
     if has_letters:
-        parts.append(f"dead letters {cell.letters:,}")
+        parts.append(f"dead letters {cell.letters:,}{f', and {cell.not_kept:,} counted only' if cell.not_kept else ''}")
     if has_index:
-        parts.append(f"alerts {cell.alerts:,}, in the index {cell.indexed:,}")
+        parts.append(f"alerts {cell.alerts:,}, in the index {cell.indexed:,}{f', held back {cell.held_back:,}' if cell.held_back else ''}")
     if partition.in_flight:
         age = f" ({max(0, now_ms - partition.in_flight_ms) / 1_000:,.1f} s)" if partition.in_flight_ms is not None else ""
         parts.append(f"in flight {partition.in_flight:,} records{age}")
@@ -67,6 +68,7 @@ def as_json(found: Audit) -> dict[str, Any]:
         "partitions": [asdict(partition) | asdict(found.cells.sum(partition.partition)) for partition in found.partitions],
         "differences": [asdict(one) | {"minute": minute_text(one.minute), "what": one.text} for one in found.differences],
         "indexed": {kind: {"expected": expected, "found": there} for kind, (expected, there) in found.indexed.items()},
+        "held_back": found.held_back,
         "in_flight_documents": found.in_flight_documents,
         "notes": [*found.notes, *late_notes(found)],
         "minutes": [{"partition": p, "minute": minute_text(minute), **asdict(cell)} for (p, minute), cell in sorted(found.cells.cells.items()) if p >= 0],

@@ -69,11 +69,11 @@ def _put_number(out, at, value):
 
 
 @piece
-def _body_size(columns, i, number, words, ends):
+def _body_size(columns, i, number, words, ends, more):
     """Of a record without its length."""
     value = columns[END, i] - columns[BEGIN, i]
     reason = ends[HEADERS + columns[REASON, i]] - ends[HEADERS + columns[REASON, i] - 1]
-    size = 2 + _varint_size(number) + 1 + _varint_size(value) + value + 1 + ends[HEADERS - 1] + HEADERS + _varint_size(reason) + reason
+    size = more.size + 2 + _varint_size(number) + 1 + _varint_size(value) + value + 1 + ends[HEADERS - 1] + HEADERS + _varint_size(reason) + reason
     for place in (PARTITION, OFFSET, LINE, LENGTH):
         digits = _digits(columns[place, i])
         size += _varint_size(digits) + digits
@@ -81,15 +81,16 @@ def _body_size(columns, i, number, words, ends):
 
 
 @kernel
-def write_records(columns, text, words, ends, first, number, out, result):
+def write_records(columns, text, words, ends, more, headers, first, number, out, result):
     """Write letters from ``first`` on into ``out``, numbered from ``number`` on, as many as it has room for.
 
     ``columns`` int64 (COLUMNS, letters), no place below 0; ``text`` their bytes. ``words``: the names of the HEADERS, below 64 bytes each, and the
-    reasons, one behind the other; each ends where ``ends`` (int64) says. ``result`` int64 (2): the next letter, the bytes written.
+    reasons, one behind the other; each ends where ``ends`` (int64) says. ``more``: further headers, encoded; ``headers``: how many with these.
+    ``result`` int64 (2): the next letter, the bytes written.
     """
     at, i = np.int64(0), np.int64(first)
     while i < columns.shape[1]:
-        body = _body_size(columns, i, number, words, ends)
+        body = _body_size(columns, i, number, words, ends, more)
         if at + _varint_size(body) + body > out.size:
             break
         at = _put_varint(out, at, body)
@@ -99,7 +100,7 @@ def write_records(columns, text, words, ends, first, number, out, result):
         out[at] = _NULL_KEY
         at = _put_varint(out, at + 1, columns[END, i] - columns[BEGIN, i])
         at = _put_bytes(out, at, text, columns[BEGIN, i], columns[END, i])
-        at = _put_varint(out, at, np.int64(HEADERS))
+        at = _put_varint(out, at, np.int64(headers))
         at = _put_varint(out, at, ends[0])
         at = _put_bytes(out, at, words, np.int64(0), ends[0])
         reason = HEADERS + columns[REASON, i]
@@ -110,6 +111,7 @@ def write_records(columns, text, words, ends, first, number, out, result):
             at = _put_varint(out, at, ends[header + 1] - ends[header])
             at = _put_bytes(out, at, words, ends[header], ends[header + 1])
             at = _put_number(out, at, columns[place, i])
+        at = _put_bytes(out, at, more, np.int64(0), np.int64(more.size))
         i += 1
         number += 1
     result[0], result[1] = i, at
@@ -121,4 +123,4 @@ def warm_up() -> None:
     text = np.zeros(1, np.uint8)
     text.flags.writeable = False
     for given in (byte, text):
-        write_records(columns, given, text, ends, 0, 0, byte, np.zeros(2, np.int64))
+        write_records(columns, given, text, ends, text, HEADERS, 0, 0, byte, np.zeros(2, np.int64))

@@ -15,6 +15,7 @@ from keystone.run.options import CONTEXT, config_options, load_config
 
 if TYPE_CHECKING:
     from keystone.audit.engine import Audit
+    from keystone.audit.index_routes import IndexRoutes
     from keystone.config import Config
     from keystone.sinks.letters_read import LetterSource
 
@@ -29,6 +30,12 @@ NONE: Final = "none"
 @click.option("--elastic", default=None, metavar="URL", help="Also compare alerts and sessions with this search server's documents.  [default: run.elastic]")
 @click.option(
     "--dead-letters", default=None, metavar="URL|DIR|none", help="Where the run's are.  [default: run.dead_letters, else beside the topic or the lake]"
+)
+@click.option(
+    "--state",
+    default=None,
+    metavar="DIR|URL",
+    help="Where the lake's runs keep checkpoints: it tells their dead letters from others'.  [default: run.state, else beside the lake]",
 )
 @click.option("--from", "begin", default=None, metavar="TIME", help="Appended then or later: ISO 8601 or ms.  [default: the log's beginning]")
 @click.option("--to", "end", default=None, metavar="TIME", help="Appended before.  [default: the lake's last commit]")
@@ -73,6 +80,7 @@ def _audit(given: dict[str, Any], config: Config) -> Audit:
     from keystone.audit.index_side import IndexSide
     from keystone.audit.lake_side import LakeSide
     from keystone.audit.log_side import LogSide
+    from keystone.run.places import run_of_lake
     from keystone.sinks.elastic_http import Nodes
 
     log_url, lake_url = given["log"] or config.run.log, given["lake"] or config.run.lake
@@ -82,6 +90,7 @@ def _audit(given: dict[str, Any], config: Config) -> Audit:
     from_ms, until_ms = _moment(given["begin"], "--from"), _moment(given["end"], "--to")
     if from_ms is not None and until_ms is not None and from_ms >= until_ms:
         raise UsageError(f"--from {given['begin']} is not before --to {given['end']}: nothing lies between")
+    routes = _index_routes(given, log_url, config)
     settle_ms = config.checkpoint.interval_ms + config.lake.commit_interval_ms + WAIT_MARGIN_MS
     found = Audit()
     with ExitStack() as held:
@@ -91,12 +100,22 @@ def _audit(given: dict[str, Any], config: Config) -> Audit:
         letters = _letters(given["dead_letters"], log_url, lake_url, config)
         if letters is not None:
             held.enter_context(closing(letters))
+        run = run_of_lake(given["state"] or config.run.state, lake_url, config.lake) if letters is not None else None
         with _progress() as advance:
-            Streams(log, lake, letters, from_ms, until_ms, advance).into(found)
+            Streams(log, lake, letters, from_ms, until_ms, run, advance).into(found)
             if nodes is not None:
                 wait_s = settle_ms / 1_000 if given["wait_s"] is None else given["wait_s"]
-                IndexCheck(lake, IndexSide(nodes), wait_s, settle_ms, from_ms, until_ms).into(found)
+                IndexCheck(lake, IndexSide(nodes), wait_s, settle_ms, from_ms, until_ms, routes).into(found)
     return found
+
+
+def _index_routes(given: dict[str, Any], log: str, config: Config) -> IndexRoutes:
+    from keystone.audit.index_routes import IndexRoutes
+    from keystone.config import origin_of_routes
+
+    if given["elastic"] is None or not config.routes:
+        return IndexRoutes()
+    return IndexRoutes.of(config, log=log, origin=origin_of_routes(given["config_file"]))
 
 
 def _moment(text: str | None, option: str) -> int | None:

@@ -106,8 +106,8 @@ def resolve(options: Options, config: Config) -> Places:
         remarks.append(f"going on where {state} says: {sum(c.ledger.received for c in before.values()):,} events were received before")
     actions = _actions(options.actions, log, config)
     letters, letters_dir = _dead_letters(options.dead_letters, log, config, lake_url or lake_dir)
-    files = f"{_id_of(state)}-" if letters_dir is not None else ""
-    output = OutputSpec(actions=actions, dead_letters=letters, trail=False, dead_letters_dir=letters_dir, files=files)
+    run = _id_of(state) if letters_dir is not None or letters is not None else ""
+    output = OutputSpec(actions=actions, dead_letters=letters, trail=False, dead_letters_dir=letters_dir, run=run)
     output = _looked_at(output, config)
     named = str(actions) if actions is not None else (options.actions or CONSOLE)
     outbox = home_dir / OUTBOX if home_dir is not None else _beside(lake_dir, OUTBOX) or _outbox(config, f"{log}\0{options.elastic}")
@@ -146,8 +146,26 @@ def _outbox(config: Config, what: str) -> Path:
 
 
 def _id_of(state: str | None) -> str:
-    """What names of files begin with that runs over the same state share, and no others."""
-    return f"{Checkpoints(open_store(state)).seed() & 0xFFFFFFFF:08x}" if state is not None else secrets.token_hex(4)
+    """What dead letters of runs over the same state are named by, and no others."""
+    return _id_by(Checkpoints(open_store(state)).seed()) if state is not None else secrets.token_hex(4)
+
+
+def _id_by(seed: int) -> str:
+    return f"{seed & 0xFFFFFFFF:08x}"
+
+
+def run_of_lake(given: str | None, lake: str, config: LakeConfig) -> str | None:
+    """What the dead letters of a lake's runs are named by. ``given``: where their state is, if it is not where ``run`` puts it.
+
+    None where no state is there, which ``UsageError`` tells of one that was named. Makes nothing.
+    """
+    is_bucket = "://" in lake
+    state = _state(given, None if is_bucket else Path(lake).absolute(), home_of(place_of(lake.rstrip("/")), config) if is_bucket else None)
+    assert state is not None  # noqa: S101 - beside a lake there is one
+    seed = Checkpoints(open_store(state)).seed_there() if "://" in state or Path(state).is_dir() else None
+    if seed is None and given is not None:
+        raise UsageError(f"--state {given}: no run has kept its state there: name where the checkpoints of this lake's runs are")
+    return _id_by(seed) if seed is not None else None
 
 
 def _state_before(state: str | None, begin: str) -> dict[int, Checkpoint]:

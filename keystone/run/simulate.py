@@ -68,9 +68,7 @@ def _simulate(given: dict[str, Any], config: Any, stop: Any) -> int:
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="keystone-simulate-") as work_dir:
         progress.say(f"{plan.eps:,.0f} events/s from {plan.devices:,} devices to {url} ({plan.partitions} partitions), seed {plan.seed}")
         warm()
-        if (
-            given["epoch_ms"] is None and given["seed"] is None
-        ):  # else the last hour shows nothing, and a second run repeats ids of the first
+        if given["epoch_ms"] is None and given["seed"] is None:  # else the last hour shows nothing, and a second run repeats ids of the first
             plan = plan.model_copy(update={"epoch_ms": int(time.time() * 1_000)})
         totals, start_ms = _drive(given, config, plan, str(url), work_dir, progress, stop)
         return _end(given, plan, totals, start_ms)

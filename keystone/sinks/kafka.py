@@ -57,10 +57,12 @@ class Item:
 class TopicSink:
     """Sends alerts to one topic and dead letters to another, of the same brokers. One thread calls it.
 
-    ``UsageError`` at once where a topic is not there, or may not be written.
+    ``run``: what all runs over the same state have in common, said with each dead letter. ``UsageError`` at once where a topic is not there, or may
+    not be written.
     """
 
-    def __init__(self, actions: KafkaUrl | None, dead_letters: KafkaUrl | None, config: KafkaConfig, *, role: str) -> None:
+    def __init__(self, actions: KafkaUrl | None, dead_letters: KafkaUrl | None, config: KafkaConfig, *, role: str, run: str = "") -> None:
+        self._run = run
         self.undeliverable = 0  # too large for the topic in any form; logged
         self._actions = KafkaLog.open(actions, config, action="write", role=f"{role}-actions") if actions is not None else None
         self._dead = KafkaLog.open(dead_letters, config, action="write", role=f"{role}-dead-letters") if dead_letters is not None else None
@@ -106,7 +108,7 @@ class TopicSink:
                     item.done_ms, item.state = time.time() * 1_000, item.trouble or "acknowledged"
                     self._changed.notify_all()
 
-        records = LetterRecords(letters, self._dead.record_bytes_max) if self._dead is not None else None
+        records = LetterRecords(letters, self._dead.record_bytes_max, run=self._run) if self._dead is not None else None
         if records is not None and records.too_large:
             self.undeliverable += records.too_large
             log.error("dead letters are too large for their topic", letters=records.too_large, topic=self._dead.topic if self._dead is not None else "")

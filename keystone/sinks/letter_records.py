@@ -1,6 +1,7 @@
 """Dead letters of a batch as records of Kafka, written by a kernel: of a flood there are as many as of good lines.
 
-A record's value is the line itself (its first 64 KiB); what is known about it is in the headers, as decimal text.
+A record's value is the line itself (its first 64 KiB); what is known about it is in the headers, as decimal text, and of which ``run`` it is, where that
+has a name: logs may share a topic.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from keystone.events import I64, U8
 from keystone.kernels.letters import write_records
 from keystone.letter_batch import LetterBatch
+from keystone.log.kafka.batches import headers_text
 
 HEADERS: Final = ("reason", "partition", "offset", "line", "length")
 OVERHEAD_BYTES: Final = 160  # of a letter's record beside its bytes and its reason, at most: 19 digits a number, names, varints
@@ -20,8 +22,10 @@ OVERHEAD_BYTES: Final = 160  # of a letter's record beside its bytes and its rea
 class LetterRecords:
     """What ``Producer.send_records`` takes. Of letters that are too large for ``record_bytes_max`` only the count is kept: ``too_large``."""
 
-    def __init__(self, letters: LetterBatch, record_bytes_max: int) -> None:
-        self._overhead = OVERHEAD_BYTES + max(map(len, letters.names), default=0)
+    def __init__(self, letters: LetterBatch, record_bytes_max: int, *, run: str = "") -> None:
+        self._more: U8 = np.frombuffer(headers_text((("run", run.encode()),)) if run else b"\0", np.uint8)[1:]  # behind the count
+        self._headers = len(HEADERS) + bool(run)
+        self._overhead = OVERHEAD_BYTES + self._more.size + max(map(len, letters.names), default=0)
         fits = letters.kept_bytes + self._overhead <= record_bytes_max
         self.too_large = int(fits.size - fits.sum())
         self._letters = letters if not self.too_large else letters.picked(np.flatnonzero(fits))
@@ -45,6 +49,6 @@ class LetterRecords:
         out: U8 = np.empty(bytes_max, np.uint8)
         result = np.zeros(2, np.int64)
         columns = self._columns[:, : self._next + records_max]
-        write_records(columns, self._letters.text, self._words, self._ends, self._next, number, out, result)
+        write_records(columns, self._letters.text, self._words, self._ends, self._more, self._headers, self._next, number, out, result)
         count, self._next = int(result[0]) - self._next, int(result[0])
         return out[: int(result[1])].data, count

@@ -31,7 +31,7 @@ READ_BYTES: Final = 4 << 20
 POLL_WAIT_MS: Final = 1_000
 SILENCE_MAX: Final = 30  # polls without a record: the topic does not give what it says it has
 #: What runs name their files (``actors.outputs.Letters``) and objects (``letter_objects``), and what a replay of files leaves.
-FILE_NAME: Final = re.compile(r"(?:.*-)?p(?P<partition>\d{5,})-e\d{8,}(?:-\d{20}-\d{8,})?\.ndjson|dead_letters\.ndjson")
+FILE_NAME: Final = re.compile(r"(?:(?P<run>.*)-)?p(?P<partition>\d{5,})-e\d{8,}(?:-\d{20}-\d{8,})?\.ndjson|dead_letters\.ndjson")
 
 
 class Place(NamedTuple):
@@ -47,7 +47,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """``raw``: at most the first 64 KiB of a line of ``length`` bytes. ``said_ms``: when a broker took it; None in files, which do not tell."""
+    """``raw``: at most the first 64 KiB of a line of ``length`` bytes. ``said_ms``: when a broker took it; None in files, which do not tell.
+
+    ``run``: what runs over the same state have in common; None where nothing tells it.
+    """
 
     place: Place
     reason: str
@@ -55,6 +58,7 @@ class Letter:
     raw: bytes
     said_ms: int | None
     source: str
+    run: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -209,12 +213,18 @@ def _partition_in(name: str) -> int | None:
     return int(found["partition"]) if found is not None and found["partition"] is not None else None
 
 
+def _run_in(name: str) -> str | None:
+    """That a file's name says."""
+    found = FILE_NAME.fullmatch(name.rpartition("/")[2])
+    return found["run"] if found is not None else None
+
+
 def parsed(line: bytes, source: str) -> Letter | None:
     """A line of a file; None where it is no dead letter."""
     try:
         row = orjson.loads(line)
         place = Place(int(row["partition"]), int(row["offset"]), int(row["line"]))
-        return Letter(place, str(row["reason"]), int(row["length"]), base64.b64decode(row["raw"], validate=True), row.get("said_ms"), source)
+        return Letter(place, str(row["reason"]), int(row["length"]), base64.b64decode(row["raw"], validate=True), row.get("said_ms"), source, _run_in(source))
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         return None
 
@@ -259,7 +269,8 @@ class TopicLetters:
     def _one(self, raw: bytes, headers: dict[str, bytes], said_ms: int, where: str, partition: int | None) -> Iterator[Letter]:
         try:
             place = Place(int(headers["partition"]), int(headers["offset"]), int(headers["line"]))
-            letter = Letter(place, headers["reason"].decode("utf-8", "replace"), int(headers["length"]), raw, said_ms, where)
+            run = headers["run"].decode("utf-8", "replace") if "run" in headers else None
+            letter = Letter(place, headers["reason"].decode("utf-8", "replace"), int(headers["length"]), raw, said_ms, where, run)
         except (KeyError, ValueError):
             self.torn += 1
             return

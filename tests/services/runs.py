@@ -205,7 +205,7 @@ class Topics:
         found = []
         for record in Confluent().consume(self.servers, self.dead_letters):
             headers = dict(record.headers)
-            assert list(headers) == ["reason", "partition", "offset", "line", "length"]
+            assert list(headers) == ["reason", "partition", "offset", "line", "length", "run"]
             numbers = {name: int(headers[name]) for name in ("partition", "offset", "line", "length")}
             found.append({"reason": headers["reason"].decode(), "raw": record.value or b"", **numbers})
         return found

@@ -52,7 +52,7 @@ def test_from_topic_to_topic_once_with_key_and_headers(
     send(letters, [*some, *some[:5], letter(90, b"not json", "invalid_json")])  # a letter may be there twice
     words = ("dead-letters", "replay", "--from", str(letters), "--log", str(log), "--expr", MEND)
     status, out, err = told(capsys, *words)
-    assert (status, err) == (1, "0:90:0  not sent, cannot be mended: it is no JSON: only --python can mend it\n")
+    assert (status, err.splitlines()[-1]) == (1, "0:90:0  not sent, cannot be mended: it is no JSON: only --python can mend it")  # behind its progress
     assert out.startswith("40 sent (partition 0: ")
     status, out, _ = told(capsys, *words, "--reason", "missing_field")
     assert (status, out.splitlines()) == (0, ["0 sent", "40 sent before: passed over (--again sends them once more)"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 
 from keystone.audit.engine import Audit, PartitionAudit, late_notes
 from keystone.audit.places import compare, is_not_kept
+from keystone.checkpoint import Checkpoints
 from keystone.log.embedded import EmbeddedLog
 from keystone.sinks.iceberg.tables import LakeTables
+from keystone.store import open_store
 from tests.audit_scene import MINUTES, Scene, told_of, whole
 from tests.lake_batches import APPEND_MS
 from tests.letters import letter, told, write
@@ -167,6 +170,62 @@ def test_letters_that_were_not_kept_on_purpose_are_told_and_no_difference(scene:
     status, found = scene.audit(capsys)
     assert status == 0
     assert found["notes"] == ["partition 0: 2 dead letters were counted and not kept (dead_letters.bytes_max)"]
+
+
+def test_a_letter_behind_one_that_is_kept_again_is_missing_whatever_is_looked_at(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """The marker is of offset 1, letter 5 is kept again, and 9 is lost: also where the look begins behind 5."""
+    whole(scene)
+    path = next(scene.letters.glob("*p00000-*.ndjson"))
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
+    write(scene.letters, [letter(1, b"", "not_kept", line=1)], epoch=7)
+    for words in ((), ("--from", str(scene.times[0][6]))):
+        status, found = scene.audit(capsys, *words)
+        assert (status, [one[5:] for one in told_of(found)]) == (1, [(1, 0, 0, "offset 9, line 1")]), words
+
+
+# --- several runs' letters in one place ---------------------------------------------------------------------------------------------
+def with_state(folder: Path) -> str:
+    """A place of checkpoints, and what the letters of its runs are named by."""
+    return f"{Checkpoints(open_store(str(folder))).seed() & 0xFFFFFFFF:08x}"
+
+
+def other_letters(scene: Scene, run: str) -> None:
+    """At places where this log has others, and where it has none; and a marker that would excuse any loss."""
+    write(scene.letters, [letter(o, b"{", "invalid_json", line=1) for o in (0, 1, 5)] + [letter(0, b"", "not_kept", partition=1)], run=run)
+
+
+@pytest.mark.parametrize("place", ["beside the lake", "named", "in keystone.toml"])
+def test_letters_of_other_runs_are_not_compared(scene: Scene, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole(scene)
+    state = scene.folder / "state" if place != "beside the lake" else scene.lake.with_name("lake-state")
+    words = {"named": ("--state", str(state)), "in keystone.toml": ("--set", f"run.state={state}")}.get(place, ())
+    mine = with_state(state)
+    try:
+        for path in scene.letters.iterdir():
+            path.rename(path.with_name(path.name.replace("0f3a91c2", mine)))
+        other_letters(scene, "other")
+        status, found = scene.audit(capsys, *words)
+        assert (status, found["notes"]) == (0, ["4 dead letters of other runs are in the same place: not compared"]), found
+        assert [partition["letters"] for partition in found["partitions"]] == [3, 3]
+        for path in scene.letters.glob(f"{mine}-p00001-*"):
+            path.unlink()
+        status, found = scene.audit(capsys, *words)
+        assert (status, sum(one["missing"] for one in found["differences"])) == (1, 3), "no other run's letters or markers stand for them"
+    finally:
+        shutil.rmtree(state)
+
+
+def test_letters_of_several_runs_without_a_state_are_one_line(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    whole(scene)
+    other_letters(scene, "other")
+    status, out, err = told(capsys, *scene.words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"{scene.letters} has dead letters of several runs (0f3a91c2, other), and no state beside the lake says which are its own: name it by --state" in err
+    assert scene.audit(capsys, "--dead-letters", "none")[0] == 0
+    status, _, err = told(capsys, *scene.words, "--state", str(scene.folder / "none"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no run has kept its state there" in err
+    assert not (scene.folder / "none").exists()
 
 
 def test_the_log_has_forgotten_its_beginning(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:

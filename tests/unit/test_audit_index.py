@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from keystone.audit.engine import Audit, Streams
@@ -161,3 +162,91 @@ def test_an_alert_that_is_committed_while_the_audit_waits(scene: Scene, index: F
         check.into(found)
     assert found.differences == []
     assert found.in_flight_documents == 0
+
+
+# --- beside routes ----------------------------------------------------------------------------------------------------------------------
+def routed(folder: Path, *routes: dict[str, str]) -> tuple[str, str]:
+    """The words that name a keystone.toml with these routes."""
+    path = folder / "routes.toml"
+    path.write_text("".join("[[routes]]\n" + "".join(f'{name} = "{value}"\n' for name, value in route.items()) for route in routes))
+    return "--config", str(path)
+
+
+SOME_ALERTS = {"name": "some", "from": "alerts", "where": "cdn = 'c1'", "select": "device_id, cdn", "sink": "elastic"}
+SOME_SESSIONS = {"name": "few", "from": "sessions", "where": "start_ts > 0", "sink": "elastic"}
+SOME_LETTERS = {"name": "json", "from": "dead_letters", "where": "reason = 'bad_type'", "sink": "none"}
+
+
+def test_what_a_route_holds_back_is_not_missing(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the route has it in a run: of eight alerts three are sent, without their partition; of three sessions two."""
+    scene.append()
+    alerts = raised(scene)
+    scene.commit(0, alerts=alerts)
+    scene.commit(1)
+    index.put(AlertRows([one for one in alerts if one.dimensions["cdn"] == "c1"]))
+    index.documents = [(name, id_, {key: body[key] for key in ("@timestamp", "device_id", "alert_id")}) for name, id_, body in index.documents]
+    index.put(SessionRows(session_table(2, 1), 0))
+    words = routed(scene.folder, SOME_ALERTS, SOME_SESSIONS, SOME_LETTERS)
+    with served(index) as url:
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", *words)
+        assert (status, found["indexed"]) == (0, {"alerts": {"expected": 3, "found": 3}, "sessions": {"expected": 2, "found": 2}}), found
+        assert found["held_back"] == {"alerts": 5, "sessions": 1}
+        assert [found["partitions"][0][name] for name in ("alerts", "indexed", "held_back", "letters")] == [3, 3, 5, 3]
+        assert found["notes"] == [
+            "route some holds back 5 of 8 alerts: not expected in the index", "route few holds back 1 of 3 sessions: not expected in the index",
+        ]  # fmt: skip
+        said = told(capsys, *scene.words, "--elastic", url, "--wait", "0", *words)[1]
+        assert "; alerts 3, in the index 3, held back 5" in said
+        assert "index: 3 of 3 alerts, 5 more held back by a route" in said
+        index.documents.pop(1)
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", *words)
+        assert (status, [one[2:8] for one in told_of(found)]) == (1, [("index alerts", 1, 0, 1, 0, 0)]), "one that the route sends is missed as ever"
+        assert scene.audit(capsys, "--elastic", url, "--wait", "0")[0] == 1, "without the routes every alert is expected"
+
+
+def test_what_was_sent_before_a_route_held_it_back_is_told(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    with_index(scene, index)
+    with served(index) as url:
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", *routed(scene.folder, SOME_ALERTS | {"where": "1 = 0"}))
+    assert (status, found["indexed"]["alerts"]) == (0, {"expected": 0, "found": 0})
+    assert found["notes"] == ["route some holds back 8 of 8 alerts: not expected in the index; 8 of them are in the index, sent before this route was declared"]
+
+
+def test_a_document_without_its_partition_may_be_in_flight(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    alerts = with_index(scene, index)
+    scene.append(2)
+    index.put(AlertRows([replace(alerts[0], alert_id="new", append_ts_ms=scene.times[0][-1], event_ts=scene.times[0][-1])]))
+    del index.documents[-1][2]["partition"]
+    with served(index) as url:
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0", *routed(scene.folder, SOME_ALERTS | {"where": "seq IS NULL"}))
+        assert (status, found["in_flight_documents"]) == (0, 1), found
+        scene.commit(0)
+        scene.commit(1)
+        assert scene.audit(capsys, "--elastic", url, "--wait", "0")[0] == 1
+
+
+def test_a_mistake_in_a_route_is_one_line(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    with_index(scene, index)
+    words = routed(scene.folder, SOME_ALERTS | {"where": "cdm = 'c1'"})
+    with served(index) as url:
+        status, out, err = told(capsys, *scene.words, "--elastic", url, *words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f'{words[1]}: routes[0] "some" where, column 1: there is no column "cdm"' in err
+
+
+# --- beside other logs ------------------------------------------------------------------------------------------------------------------
+def test_documents_of_other_logs_are_not_compared(scene: Scene, index: FakeIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same partition and time, as topics beside this one give them; one of them in two days' indices."""
+    alerts = with_index(scene, index)
+    index.put(AlertRows([replace(one, alert_id=f"other-{k}", device_id=f"other-{k}") for k, one in enumerate(alerts[:4])]))
+    index.documents.append(("keystone-alerts-2026.09.20", *index.documents[-1][1:]))
+    sessions = session_table(2, 100)
+    index.put(SessionRows(sessions.set_column(0, sessions.schema.field("device_id"), pa.array(["other-0", "other-1"])), 0))
+    with served(index) as url:
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0")
+        assert (status, found["indexed"]) == (0, {"alerts": {"expected": 8, "found": 8}, "sessions": {"expected": 3, "found": 3}}), found
+        told_apart = "in the index are of sessions that this lake has no row of: of other logs, not compared"
+        assert found["notes"] == [f"4 alerts {told_apart}", f"2 sessions {told_apart}"]
+        index.put(AlertRows([replace(alerts[0], alert_id="doubtful", device_id="d", session_id="s")]))
+        status, found = scene.audit(capsys, "--elastic", url, "--wait", "0")
+        assert (status, [one[5:] for one in told_of(found)]) == (1, [(0, 1, 0, "doubtful")]), "its session is in the lake's events, and no alert of it"

@@ -52,7 +52,7 @@ def offsets(finished: Iterable[Delivery]) -> list[int]:
 # --- of this machine ----------------------------------------------------------------------------------------------------------
 def local_output(tmp_path: Path, epoch: int) -> LocalOutput:
     """Of the owner of partition 5 in that epoch."""
-    spec = OutputSpec(dead_letters_dir=str(tmp_path / "letters"), files="x-")
+    spec = OutputSpec(dead_letters_dir=str(tmp_path / "letters"), run="x")
     output = open_output(spec, KafkaConfig(), name="a", work_dir=tmp_path)
     assert isinstance(output, LocalOutput)
     output.own({5: epoch}, [])
@@ -312,8 +312,8 @@ class Topic:
         self.wakes += 1
 
 
-def topic_sink(monkeypatch: pytest.MonkeyPatch, *, record_bytes_max: int = 1 << 20) -> tuple[TopicSink, Topic, Topic]:
-    sink = TopicSink(None, None, KafkaConfig(), role="test")
+def topic_sink(monkeypatch: pytest.MonkeyPatch, *, record_bytes_max: int = 1 << 20, run: str = "") -> tuple[TopicSink, Topic, Topic]:
+    sink = TopicSink(None, None, KafkaConfig(), role="test", run=run)
     actions, dead = Topic(3, record_bytes_max), Topic(2, record_bytes_max)
     monkeypatch.setattr(sink, "_actions", actions)
     monkeypatch.setattr(sink, "_dead", dead)
@@ -387,6 +387,13 @@ def test_records_lie_where_any_client_looks_for_them(monkeypatch: pytest.MonkeyP
     assert sink.wait(items, wait_s=0.01)
     assert all(item.done_ms > 0 for item in items)
     assert min(actions.wakes, dead.wakes) >= 1
+
+
+def test_letters_say_which_runs_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, _, dead = topic_sink(monkeypatch, run="0f3a91c2")
+    sink.send([Item(LetterBatch.of([letter(7, b"x")]))])
+    headers = (("reason", b"invalid_json"), ("partition", b"5"), ("offset", b"7"), ("line", b"2"), ("length", b"1"), ("run", b"0f3a91c2"))
+    assert dead.sent[0].records == encoded((b"x", headers))
 
 
 def test_an_action_that_is_too_large_is_sent_without_its_dimensions_or_given_up_loudly(monkeypatch: pytest.MonkeyPatch) -> None:

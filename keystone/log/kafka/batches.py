@@ -378,7 +378,8 @@ Headers = tuple[tuple[str, bytes], ...]
 NO_HEADERS: Final = b"\x00"
 
 
-def _headers_text(headers: Headers) -> bytes:
+def headers_text(headers: Headers) -> bytes:
+    """As a record ends: how many, then each."""
     parts = [varint(len(headers))]
     for name, value in headers:
         key = name.encode()
@@ -406,7 +407,7 @@ class BatchBuilder:
         size = _NULL if value is None else varint(len(value))
         key_text = _NULL if key is None else varint(len(key)) + key
         head = b"\x00\x00" + varint(self.count) + key_text + size
-        tail = _headers_text(headers) if headers else NO_HEADERS
+        tail = headers_text(headers) if headers else NO_HEADERS
         length = len(head) + (0 if value is None else len(value)) + len(tail)
         self.records += varint(length)
         self.records += head
