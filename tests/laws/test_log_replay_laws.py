@@ -88,7 +88,8 @@ def written(story: Story) -> int:
     return moment - 900
 
 
-@pytest.mark.parametrize("words", [(), pytest.param(("--actors", "2"), marks=[pytest.mark.ray, pytest.mark.slow])], ids=["alone", "two actors"])
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), pytest.param(("--actors", "2"), marks=pytest.mark.ray)], ids=["alone", "two actors"])
 def test_cohorts_of_a_log_are_the_references(story: Story, words: tuple[str, ...]) -> None:
     written(story)
     result = replay(story, *words)
@@ -99,6 +100,7 @@ def test_cohorts_of_a_log_are_the_references(story: Story, words: tuple[str, ...
     assert table["window_start_ms"].n_unique() > 2
 
 
+@pytest.mark.slow
 def test_cohorts_of_a_range_are_the_references(story: Story) -> None:
     until = written(story)
     assert replay(story, "--to", str(until)).exit_code == 0
