@@ -159,9 +159,10 @@ class Letters:
     def own(self, partition: int, epoch: int) -> None:
         """Letters of a partition come in the order of their places, so the last one tells of all."""
         earlier = sorted(self._directory.glob(f"{self._files}p{partition:05d}-e*.ndjson"))
-        self._last[partition] = max((last_place(path) for path in earlier), default=(-1, -1))
+        *place, is_marker = max((last_place(path) for path in earlier), default=(-1, -1, False))
+        self._last[partition] = place[0], place[1]
         if self._limit is not None:
-            self._limit.own(partition, sum(path.stat().st_size for path in earlier))
+            self._limit.own(partition, sum(path.stat().st_size for path in earlier), is_marked=is_marker)
         self._open[partition] = DeadLetterFile(self._directory / f"{self._files}p{partition:05d}-e{epoch:08d}.ndjson", per_line=False)
 
     def disown(self, partition: int) -> None:
@@ -380,9 +381,8 @@ class OutputSpec:
         return f"{self.run}-" if self.run else ""
 
 
-def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path, letters_bytes_max: int | None = None) -> Output:
-    """The output of the actor ``name``. ``letters_bytes_max``: of dead letters that are not in a topic; None: no limit."""
-    limit = LettersLimit(letters_bytes_max) if letters_bytes_max is not None else None
+def open_output(spec: OutputSpec, config: KafkaConfig, *, name: str, work_dir: Path, limit: LettersLimit | None = None) -> Output:
+    """The output of the actor ``name``. ``limit``: of dead letters that are not in a topic; None: none."""
     trail_dir, place = work_dir if spec.trail else None, spec.dead_letters_dir
     is_bucket = place is not None and "://" in place
     if spec.actions is None and spec.dead_letters is None:

@@ -32,6 +32,7 @@ from keystone.logs import get
 from keystone.pipeline import PartitionPipeline
 from keystone.sinks.lake import LakeWriter
 from keystone.sinks.lake_bucket import LakeBucket, Spool
+from keystone.sinks.letters_limit import LettersLimit
 from keystone.sinks.opening import Refusals, SinksSpec
 from keystone.store import open_bucket, open_store
 
@@ -95,6 +96,7 @@ class SessionTotals:
     alerts: int = 0
     sessions_active_max: int = 0
     state_bytes: int = 0
+    letters_not_kept: dict[str, int] = field(default_factory=dict)  # by reason: counted in the ledger, and past ``dead_letters.bytes_max``
     undelivered: int = 0
     checkpoints: int = 0
     checkpoint_bytes: int = 0
@@ -115,6 +117,7 @@ class SessionActor(LoopActor):
         self._orders: deque[tuple[str, Any]] = deque()
         self._log: Log
         self._output: Output
+        self._letters_limit: LettersLimit
         self._leases: Leases
         self._saving: CheckpointThread
         self._owner: Owner | None = None
@@ -195,8 +198,8 @@ class SessionActor(LoopActor):
 
     def _open_output(self) -> Output:
         spec = self._spec
-        limit = spec.config.dead_letters.bytes_max
-        output = open_output(spec.output, spec.config.kafka, name=self.name, work_dir=Path(spec.work_dir), letters_bytes_max=limit)
+        self._letters_limit = LettersLimit(spec.config.dead_letters.bytes_max)
+        output = open_output(spec.output, spec.config.kafka, name=self.name, work_dir=Path(spec.work_dir), limit=self._letters_limit)
         if spec.sinks is None or not spec.config.routes:
             return output
         from keystone.actors.filtered import FilteredActions
@@ -244,6 +247,7 @@ class SessionActor(LoopActor):
         totals.partitions = {owned.partition: owned.totals for owned in owner.owned.values()}
         totals.next_offsets = {owned.partition: owned.reader.position() for owned in owner.owned.values()}
         totals.segments = {owned.partition: 1 + owned.segments[-1].sequence for owned in owner.owned.values() if owned.segments}
+        totals.letters_not_kept = dict(self._letters_limit.not_kept)
         totals.alerts, totals.detect = self._output.alerts, self._output.detect
         totals.checkpoints, totals.checkpoint_bytes = owner.figures.checkpoints, owner.figures.checkpoint_bytes
         totals.pause_ms_max, totals.checkpoint_cpu_s = owner.figures.pause_ms_max, self._saving.cpu_seconds

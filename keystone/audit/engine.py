@@ -19,7 +19,8 @@ from keystone.audit.log_side import LogSide
 from keystone.audit.places import NO_PLACES, Cells, Difference, Places, by_minute, compare, differences, is_not_kept, keys_of
 from keystone.errors import OffsetOutOfRange, UsageError
 from keystone.events import REASONS
-from keystone.sinks.letters_read import NOT_KEPT, LetterSource
+from keystone.sinks.letters_read import LetterSource
+from keystone.sinks.ndjson import NOT_KEPT
 
 LATE_MS: Final = 300_000  # in flight for longer: said, because somebody should look at the committer
 RUNS_SHOWN_MAX: Final = 5

@@ -98,6 +98,9 @@ def _print(result: Any) -> int:
         f"{ledger.received:,} events received in {result.seconds:.0f} s = accepted {ledger.accepted:,}"
         f" (applied {ledger.applied:,}, duplicates {ledger.duplicates:,}) + dead letters {ledger.dead_lettered:,}{f' ({dead})' if dead else ''}"
     )
+    if result.dead_letters_not_kept:
+        past = ", ".join(f"{reason} {count:,}" for reason, count in sorted(result.dead_letters_not_kept.items()))
+        click.echo(f"dead letters counted and not kept {sum(result.dead_letters_not_kept.values()):,} ({past}): dead_letters.bytes_max is reached")
     lake = f", lake rows {result.lake_rows:,}" if result.lake_rows is not None else ""
     click.echo(f"sessions {result.sessions:,}, alerts {result.alerts:,}{lake}; late {ledger.late:,}, empty records {ledger.empty_records:,}")
     found = failures(result)
@@ -124,6 +127,7 @@ def _write_report(path: Path, result: Any, places: Any, config: Any) -> None:
         "session_rows": result.session_rows,
         "lake_rows": result.lake_rows,
         "dead_letters": result.dead_letters,
+        "dead_letters_not_kept": result.dead_letters_not_kept,
         "gaps": result.gaps,
         "gap_list": result.gap_list,
         "latency_ms": {"detect": result.detect.summary()},

@@ -221,7 +221,7 @@ class Found:
 
     def letters(self) -> Iterator[Letter]:
         """Those that were asked for."""
-        from keystone.sinks.letters_read import NOT_KEPT
+        from keystone.sinks.ndjson import NOT_KEPT
 
         for letter in self.source.letters(self.partition):
             if letter.reason == NOT_KEPT and letter.length == 0:

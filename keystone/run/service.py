@@ -53,6 +53,7 @@ class RunResult:
     session_rows: int = 0
     lake_rows: int | None = None
     dead_letters: dict[str, int] = field(default_factory=dict)
+    dead_letters_not_kept: dict[str, int] = field(default_factory=dict)  # by reason: of these, past ``dead_letters.bytes_max``
     gaps: dict[str, int] = field(default_factory=dict)
     gap_list: list[str] = field(default_factory=list)
     next_offsets: dict[int, int] = field(default_factory=dict)
@@ -80,6 +81,8 @@ class RunResult:
             for ours, theirs in ((self.dead_letters, mine.dead_letters), (self.gaps, mine.gaps)):
                 for name, count in theirs.items():
                     ours[name] = ours.get(name, 0) + count
+        for reason, count in totals.letters_not_kept.items():
+            self.dead_letters_not_kept[reason] = self.dead_letters_not_kept.get(reason, 0) + count
         self.next_offsets |= totals.next_offsets
         self.checkpoints = {
             "count": self.checkpoints.get("count", 0) + totals.checkpoints,

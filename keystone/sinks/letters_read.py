@@ -25,8 +25,6 @@ from keystone.store import Store, open_bucket, open_store
 if TYPE_CHECKING:
     from keystone.log.kafka import KafkaLog
 
-#: Reason of the line that stands where letters are not kept any more (``dead_letters.bytes_max``): from its place on.
-NOT_KEPT: Final = "not_kept"
 READ_BYTES: Final = 4 << 20
 POLL_WAIT_MS: Final = 1_000
 SILENCE_MAX: Final = 30  # polls without a record: the topic does not give what it says it has

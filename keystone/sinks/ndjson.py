@@ -18,6 +18,8 @@ from keystone.letter_batch import LetterBatch
 BATCH_BYTES_MAX: Final = 8 << 20  # lines are written before more than this, and one line, are held
 LETTER_BYTES_MAX: Final = DEAD_LETTER_BYTES_MAX * 4 // 3 + 4096  # of a dead letter's line
 TAIL_BYTES: Final = 64 << 10  # read at once, from the end, when looking for the last whole line
+#: Reason of the line that stands where letters are not kept any more (``dead_letters.bytes_max``): from its place on.
+NOT_KEPT: Final = "not_kept"
 _NO_DIMENSIONS: Final[dict[str, str | None]] = dict.fromkeys(DIMENSIONS)
 
 
@@ -182,8 +184,8 @@ def is_sealed(path: Path) -> bool:
     return not path.stat().st_mode & 0o222
 
 
-def last_place(path: Path) -> tuple[int, int]:
-    """Offset and line of the last dead letter in a file of an earlier owner; (-1, -1) where there is none.
+def last_place(path: Path) -> tuple[int, int, bool]:
+    """Offset and line of the last dead letter in a file of an earlier owner, and whether it is a marker; (-1, -1, False) where there is none.
 
     That owner can write it no more, and a torn last line is cut off.
     """
@@ -196,9 +198,9 @@ def last_place(path: Path) -> tuple[int, int]:
         file.seek(max(0, size - LETTER_BYTES_MAX))
         lines = file.read().splitlines()
     if not lines:
-        return -1, -1
+        return -1, -1, False
     found = orjson.loads(lines[-1])
-    return found["offset"], found["line"]
+    return found["offset"], found["line"], found["reason"] == NOT_KEPT
 
 
 class DeadLetterFile:

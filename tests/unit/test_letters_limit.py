@@ -21,8 +21,8 @@ from keystone.letter_batch import LetterBatch
 from keystone.sinks import letters_limit
 from keystone.sinks.letter_objects import LetterObjects
 from keystone.sinks.letters_limit import LINE_BYTES, LettersLimit
-from keystone.sinks.letters_read import NOT_KEPT, open_letters
-from keystone.sinks.ndjson import dead_letter_line
+from keystone.sinks.letters_read import open_letters
+from keystone.sinks.ndjson import NOT_KEPT, dead_letter_line
 from keystone.store import open_store
 from tests.letters import letter
 
@@ -89,6 +89,20 @@ def test_files_stay_within_the_limit_also_over_owners(tmp_path: Path) -> None:
     marked = [found.place.offset for found in open_letters(str(tmp_path), KafkaConfig()).letters() if found.reason == NOT_KEPT]
     assert marked[0] == len(kept)
     assert limit.not_kept.total() >= 950
+
+
+def test_files_stay_within_the_limit_however_often_a_run_is_started(tmp_path: Path) -> None:
+    """The marker has room in it, and is not said again by each owner."""
+    for epoch in range(1, 40):
+        letters = Letters(tmp_path, "x-", LettersLimit(2_000))
+        for partition in (0, 1):
+            letters.own(partition, epoch)
+        for partition in (0, 1):
+            letters.write(partition, flood(epoch * 100, 100, partition))
+        letters.close()
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2_000
+    markers = [found.place.partition for found in open_letters(str(tmp_path), KafkaConfig()).letters() if found.reason == NOT_KEPT]
+    assert Counter(markers) == {0: 1, 1: 1}
 
 
 def test_a_partition_given_away_makes_room(tmp_path: Path) -> None:
