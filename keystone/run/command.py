@@ -127,6 +127,7 @@ def _write_report(path: Path, result: Any, places: Any, config: Any) -> None:
         "session_rows": result.session_rows,
         "lake_rows": result.lake_rows,
         "dead_letters": result.dead_letters,
+        "dead_letters_run": places.output.run or None,
         "dead_letters_not_kept": result.dead_letters_not_kept,
         "gaps": result.gaps,
         "gap_list": result.gap_list,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EXIT_FAIL: Final = 1
 WIDTH_MIN: Final = 40
 WIDTH_ELSEWHERE: Final = 160  # where no terminal says how wide it is
+ALL_RUNS: Final = "all"
+RUNS_SHOWN_MAX: Final = 5
 LIMIT: Final = 100  # of lines listed where nobody says
 
 
@@ -43,6 +45,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--until", "until", default=None, metavar="TIME", help="Appended before: ISO 8601 (UTC where it names no zone) or ms."),
         click.option("--since", "since", default=None, metavar="TIME", help="Appended then or later."),
         click.option("--partition", "partition", type=click.IntRange(0), default=None, help="Of the log."),
+        click.option("--run", "run", default=None, metavar="NAME|all", help="Of runs over the same state, where several put theirs in one place."),
         click.option("--reason", "reasons", multiple=True, help="Only these; may be repeated."),
         click.option("--log", "log", default=None, metavar="URL", help="The log they come from: files tell no time, the log does.  [default: run.log]"),
         click.option(
@@ -160,6 +163,7 @@ def replay_command(**given: Any) -> None:
 
     mend = mender(given["expr"], given["python"])
     with opened(given, needs_log=True) as found, closing(open_log(given["log"] or str(found.config.run.log), found.config.kafka)) as log:
+        found.check_run()
         target, path = Target(log, found.config.kafka), journal_path(given["journal"], found.source.url)
         tally = replay(found.letters(), mend, target, path, limit=given["limit"], again=given["again"], is_dry=given["is_dry"])
         for line in summary(tally, is_dry=given["is_dry"]):
@@ -188,7 +192,7 @@ def _all_of(letter: Letter, found: Found) -> str:
         f"error     {'place unknown' if fault.at is None else f'at byte {fault.at:,}'}{f': {_plain(fault.what)}' if fault.what else ''}",
         f"length    {letter.length:,} bytes{kept}",
         f"appended  {'unknown: name the log by --log' if minute is None else _minute_text(minute)}",
-        f"found in  {_plain(letter.source)}",
+        f"found in  {_plain(letter.source)}{f', of run {_plain(letter.run)}' if letter.run is not None else ''}",
     ]
     is_ascii = not _takes_unicode()
     if fault.at is None:
@@ -217,6 +221,7 @@ class Found:
     since_ms: int | None
     until_ms: int | None
     times: LogTimes | None
+    run: str | None = None
     not_kept: int = 0
 
     def letters(self) -> Iterator[Letter]:
@@ -224,10 +229,22 @@ class Found:
         from keystone.sinks.ndjson import NOT_KEPT
 
         for letter in self.source.letters(self.partition):
+            if self.run not in {None, ALL_RUNS} and letter.run not in {None, self.run}:
+                continue
             if letter.reason == NOT_KEPT and letter.length == 0:
                 self.not_kept += 1
             elif (not self.reasons or letter.reason in self.reasons) and self._is_within(letter):
                 yield letter
+
+    def check_run(self) -> None:
+        """``UsageError`` where letters of several runs are there and nobody said whose: they may be of several logs, at the same places."""
+        if self.run is not None:
+            return
+        names = sorted({letter.run for letter in self.source.letters(self.partition) if letter.run is not None})
+        self.source.torn = 0  # they are read again
+        if len(names) > 1:
+            shown = ", ".join(_plain(name) for name in names[:RUNS_SHOWN_MAX])
+            raise UsageError(f"{self.source.url} has letters of several runs ({shown}): choose one by --run, or --run {ALL_RUNS} if all are of this log")
 
     def _is_within(self, letter: Letter) -> bool:
         if self.since_ms is None and self.until_ms is None:
@@ -269,8 +286,9 @@ def opened(given: dict[str, Any], *, partition: int | None = None, needs_log: bo
     with closing(logs.configure(config.logs)), closing(open_letters(letters_url(given["source"], log, config), config.kafka)) as source:
         needs_times = since is not None or until is not None or bool(given.get("by")) or "place" in given
         times = LogTimes(log, config) if log is not None and needs_times else None
+        number = partition if partition is not None else given["partition"]
         try:
-            yield Found(source, config, frozenset(given["reasons"]), partition if partition is not None else given["partition"], since, until, times)
+            yield Found(source, config, frozenset(given["reasons"]), number, since, until, times, given["run"])
         finally:
             if times is not None:
                 times.close()

@@ -69,8 +69,8 @@ class Letter:
             "line": line, "reason": self.reason, "length": self.length, "raw": base64.b64encode(self.raw).decode(), "partition": partition, "offset": offset,
             "source": self.source,
         }  # fmt: skip
-        if self.said_ms is not None:
-            fields["said_ms"] = self.said_ms
+        fields |= {"said_ms": self.said_ms} if self.said_ms is not None else {}
+        fields |= {"run": self.run} if self.run is not None else {}
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 

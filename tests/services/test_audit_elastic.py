@@ -90,6 +90,11 @@ def test_an_audit_of_a_real_index(search: SearchServer, nodes: Nodes, scene: Sce
     ElasticRows(nodes).send_batch([*rows.documents(0, 8), *sessions.documents(0, 3)])
     status, found = scene.audit(capsys, "--elastic", search.url)  # not refreshed: waited for
     assert (status, found["indexed"]) == (0, {"alerts": {"expected": 8, "found": 8}, "sessions": {"expected": 3, "found": 3}}), found
+    others = AlertRows([replace(one, alert_id=f"other-{k}", device_id=f"other-{k}") for k, one in enumerate(alerts[:3])])
+    ElasticRows(nodes).send_batch(others.documents(0, 3))
+    refresh(search)
+    status, found = scene.audit(capsys, "--elastic", search.url)
+    assert (status, found["notes"]) == (0, ["3 alerts in the index are of sessions that this lake has no row of: of other logs, not compared"])
     gone = rows.documents(5, 6)[0]
     search.call("DELETE", f"/{index_of(ALERTS, gone.day)}/_doc/{gone.id}")
     refresh(search)

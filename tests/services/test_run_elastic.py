@@ -16,6 +16,7 @@ from keystone.config import ElasticConfig
 from keystone.sinks.documents import session_document_id
 from keystone.sinks.elastic_admin import setup
 from keystone.sinks.elastic_http import Nodes
+from tests.letters import told
 from tests.reference import LogRecord, Result
 from tests.reference_cohorts import DIMENSIONS, SUMS, reference_log_cohorts
 from tests.search_alerts import clear
@@ -167,17 +168,18 @@ def test_a_run_begins_without_its_server_and_the_next_delivers(search_server: Ca
     assert_index(server, expected_of(log, 3_000))
 
 
-def test_routes_decide_what_goes_where(server: SearchServer, tmp_path: Path) -> None:
+def test_routes_decide_what_goes_where_and_the_audit_knows(server: SearchServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = runs.Appending(tmp_path / "log")
-    log.write(0)
+    log.write(1)  # of whose alerts none has the id of another
     config = tmp_path / "keystone.toml"
     config.write_text(
         '[[routes]]\nname = "some"\nfrom = "alerts"\nwhere = "buffers_in_run = 3 AND region IS NOT NULL"\n'
         'select = "alert_id, region, upper(device_type) AS device_type"\nsink = "elastic"\n'
         '[[routes]]\nname = "no-sessions"\nfrom = "sessions"\nwhere = "1 = 0"\nsink = "elastic"\n'
+        '[[routes]]\nname = "json"\nfrom = "dead_letters"\nwhere = "reason = \'invalid_json\'"\nsink = "none"\n'
     )
-    words = ("run", "--log", log.url, "--elastic", server.url, "--no-story", "--actions", "none", "--until-idle", "2", "--config", str(config))
-    ended = runs.command(*words, *runs.settings(OFTEN), env={"XDG_DATA_HOME": str(tmp_path)})
+    words = ("--log", log.url, "--lake", str(tmp_path / "lake"), "--elastic", server.url, "--config", str(config))
+    ended = runs.command("run", *words, "--no-story", "--actions", "none", "--until-idle", "2", *runs.settings(OFTEN))
     assert ended.status == 0, ended.err
     wanted = {row["alert_id"]: row for row in expected_of(log, 2_000).alerts if row["buffers_in_run"] == 3 and row["region"] is not None}
     found = documents(server, "alerts")
@@ -185,6 +187,11 @@ def test_routes_decide_what_goes_where(server: SearchServer, tmp_path: Path) -> 
     assert all(row.keys() <= {"_id", "@timestamp", "alert_id", "region", "device_type"} for row in found)
     assert documents(server, "sessions") == []
     assert documents(server, "cohorts") != []
+    status, out, err = told(capsys, "audit", *words)
+    assert (status, err, out.splitlines()[-1]) == (0, "", "clean"), out
+    held = len({row["alert_id"] for row in expected_of(log, 2_000).alerts}) - len(wanted)
+    assert f"index: {len(wanted)} of {len(wanted)} alerts, {held} more held back by a route" in out
+    assert told(capsys, "audit", *words[:-2], "--wait", "0")[0] == 1, "without the routes all of them are expected"
 
 
 # --- what a person reads ----------------------------------------------------------------------------------------------

@@ -91,6 +91,15 @@ def test_files_stay_within_the_limit_also_over_owners(tmp_path: Path) -> None:
     assert limit.not_kept.total() >= 950
 
 
+def test_the_markers_have_room_in_the_limit() -> None:
+    limit = LettersLimit(1_000)
+    for partition in (0, 1):
+        limit.own(partition, 0)
+    kept = [one for partition in (0, 1) for one in limit.kept(partition, [letter(n, b"", "bad_type", partition=partition) for n in range(9)])]
+    assert [one.reason == NOT_KEPT for one in kept] == [False] * 4 + [True] * 2
+    assert len(kept) * LINE_BYTES <= 1_000
+
+
 def test_files_stay_within_the_limit_however_often_a_run_is_started(tmp_path: Path) -> None:
     """The marker has room in it, and is not said again by each owner."""
     for epoch in range(1, 40):

@@ -221,6 +221,22 @@ def test_another_log_has_a_history_of_its_own(scene: Scene, tmp_path: Path, caps
     assert told(capsys, "dead-letters", "replay", *words)[1].startswith("20 sent")
 
 
+def test_letters_of_several_runs_are_not_put_on_one_log_unasked(scene: Scene) -> None:
+    """They may be of several logs: at the same places, and none of them must stand for another's."""
+    write(scene.letters, [letter(n, broken(100 + n), "missing_field", line=1) for n in range(5)], run="other")
+    for words in ((), ("--dry-run",)):
+        status, out, err = scene.replay("--expr", MEND, *words)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "has letters of several runs (0f3a91c2, other): choose one by --run, or --run all if all are of this log" in err
+    assert scene.count() == 0
+    assert not (scene.letters / "replays.ndjson").exists()
+    assert scene.replay("--expr", MEND, "--run", "other")[1].startswith("5 sent")
+    assert {json.loads(value)["device_id"] for some in scene.read() for value in some} == {f"d-{n}" for n in range(100, 105)}
+    status, out, _ = scene.replay("--expr", MEND, "--run", "all")
+    assert (status, out.partition(" (")[0]) == (0, "15 sent")
+    assert "5 sent before" in out, "of one log each place is one line"
+
+
 def test_two_replays_at_once_are_one(scene: Scene) -> None:
     from keystone.run.letters_journal import Journal
 
