@@ -29,7 +29,8 @@ from tests.kafka_server import KafkaCluster
 from tests.rdkafka import Confluent
 from tests.services.runs import Command, log_of, wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.faults, pytest.mark.slow, pytest.mark.ray]
+# Three brokers, two actors and a simulator fill two cores: beside another test each looks dead to the others.
+pytestmark = [pytest.mark.kafka, pytest.mark.faults, pytest.mark.slow, pytest.mark.ray, pytest.mark.alone]
 
 Cluster = Callable[..., KafkaCluster]
 FROZEN_S = 10.0  # twice kafka.request_timeout_ms: every client gives its connection up meanwhile
