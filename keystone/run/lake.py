@@ -1,4 +1,4 @@
-"""``keystone lake verify|compact|expire|files``: the lake's tables, looked at and kept small."""
+"""``keystone lake verify|compact|expire|files|adopt``: the lake's tables, looked at, kept small, and found again."""
 
 from __future__ import annotations
 
@@ -148,14 +148,38 @@ def expire_command(**given: Any) -> None:
             click.echo(f"{swept.left:,} files are in no snapshot and not known to be useless: left alone")
 
 
+@lake_command.command("adopt", context_settings=CONTEXT)
+@_LAKE
+@config_options
+def adopt_command(**given: Any) -> None:
+    """Register the tables anew where their catalog was lost: the newest metadata file of each. While no run writes there."""
+    from keystone import logs
+    from keystone.sinks.iceberg.adoption import adopt
+
+    config = load_config(given["config_file"], given["settings"])
+    lake = _named(given, config)
+    with closing(logs.configure(config.logs)):
+        for found in adopt(lake, config.lake, TABLES):
+            if found.metadata is None:
+                click.echo(f"{found.table}: the catalog knows it already")
+            else:
+                click.echo(f"{found.table}: {found.metadata}, {found.rows:,} rows, {found.snapshots:,} snapshots")
+    click.echo(f"now say keystone lake verify --lake {lake}")
+
+
+def _named(given: dict[str, Any], config: Any) -> str:
+    lake: str | None = given["lake"] or config.run.lake
+    if lake is None:
+        raise UsageError("no lake is named: say --lake DIR or s3://BUCKET/PREFIX, or set run.lake in keystone.toml")
+    return lake
+
+
 @contextmanager
 def _opened(given: dict[str, Any], config: Any) -> Iterator[LakeTables]:
     from keystone import logs
     from keystone.sinks.iceberg.tables import LakeTables
 
-    lake = given["lake"] or config.run.lake
-    if lake is None:
-        raise UsageError("no lake is named: say --lake DIR or s3://BUCKET/PREFIX, or set run.lake in keystone.toml")
+    lake = _named(given, config)
     with closing(logs.configure(config.logs)), closing(LakeTables.open(lake, config.lake, is_made=False)) as tables:
         yield tables
 

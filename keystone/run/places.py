@@ -20,7 +20,7 @@ from keystone.log.kafka import KafkaLog
 from keystone.log.url import EmbeddedUrl, KafkaUrl, LogUrl, default_log_url, open_embedded, parse_log_url
 from keystone.routes import ACTIONS, LAKE
 from keystone.routes_sources import DEAD_LETTERS
-from keystone.sinks.iceberg.places import home_of, place_of
+from keystone.sinks.iceberg.places import has_tables, home_of, lost_line, place_of
 from keystone.sinks.lake import offsets_of
 from keystone.sinks.opening import SinksSpec, look_at_elastic, routes_of
 from keystone.store import look_at_bucket, open_bucket, open_store
@@ -88,6 +88,7 @@ def resolve(options: Options, config: Config) -> Places:
     home_dir = home_of(place_of(lake_url), config.lake) if lake_url is not None else None
     if lake_dir is not None:
         _files_of(lake_dir)  # a lake that cannot be made is told of before its state
+        _check_catalog_is_there(lake_dir, config.lake)
     state = _state(options.state, lake_dir, home_dir)
     if state is not None:
         look_at_bucket(state, makes_once=True)
@@ -295,6 +296,12 @@ def check_lake(lake_dir: Path, lake_format: str, starts: dict[int, int], *, has_
                 f"--lake {lake_dir} holds events of partition {partition} up to offset {last:,}, and this run begins at {starts.get(partition, 0):,}:"
                 " name another directory, or say --from latest"
             )
+
+
+def _check_catalog_is_there(lake_dir: Path, config: LakeConfig) -> None:
+    """A table begun anew beside the old one would be empty, and what no snapshot names is deleted after a day."""
+    if not config.catalog and not (lake_dir / CATALOG).exists() and has_tables(lake_dir):
+        raise UsageError(lost_line(lake_dir))
 
 
 def check_bucket_lake(lake_url: str, config: LakeConfig, *, has_state: bool) -> None:

@@ -95,18 +95,20 @@ def has_catalog(lake: Path | str, config: LakeConfig) -> bool:
     return bool(config.catalog) or (home_of(place_of(lake), config) / CATALOG_FILE).exists()
 
 
-def open_catalog(place: Place, config: LakeConfig, *, is_made: bool) -> Catalog:
-    """The configured catalog, or SQLite in the lake's home. ``UsageError`` where there is none, and none is to be made."""
+def open_catalog(place: Place, config: LakeConfig, *, is_made: bool, is_adopted: bool = False) -> Catalog:
+    """The configured catalog, or SQLite in the lake's home. ``UsageError`` where there is none, and none is to be made.
+
+    ``is_adopted``: tables that are there without a catalog are what it is made for.
+    """
     properties = config.catalog
     check_catalog(properties)
-    implementation = BUCKET_IO if place.root.startswith("s3://") else "pyiceberg.io.pyarrow.PyArrowFileIO"
-    common: dict[str, Any] = {"py-io-impl": implementation, **_s3_settings(place)}
+    common: dict[str, Any] = io_settings(place)
     try:
         if properties:
             from pyiceberg.catalog import load_catalog
 
             return load_catalog(CATALOG_NAME, **{**common, **properties})
-        return _own_catalog(place, home_of(place, config) / CATALOG_FILE, common, is_made=is_made)
+        return _own_catalog(place, home_of(place, config) / CATALOG_FILE, common, is_made=is_made, is_adopted=is_adopted)
     except UsageError:
         raise
     except Exception as error:
@@ -121,20 +123,38 @@ def open_catalog(place: Place, config: LakeConfig, *, is_made: bool) -> Catalog:
         raise UsageError(f"lake {place.root}: its catalog cannot be opened: {reason:.200}") from error
 
 
-def _own_catalog(place: Place, file: Path, common: Mapping[str, Any], *, is_made: bool) -> Catalog:
+def io_settings(place: Place) -> dict[str, str]:
+    """Properties by which pyiceberg reads and writes the lake's files."""
+    implementation = BUCKET_IO if place.root.startswith("s3://") else "pyiceberg.io.pyarrow.PyArrowFileIO"
+    return {"py-io-impl": implementation, **_s3_settings(place)}
+
+
+def _own_catalog(place: Place, file: Path, common: Mapping[str, Any], *, is_made: bool, is_adopted: bool) -> Catalog:
     from keystone.sinks.iceberg.durable import DurableCatalog
 
     if not file.exists():
         if not is_made and place.is_bucket:
             raise UsageError(f"lake {place.root}: {file} is not there: say this on the machine that writes the lake, or set lake.home_dir or lake.catalog")
+        if not is_made and has_tables(file.parent):
+            raise UsageError(lost_line(file.parent))
         if not is_made:
             raise UsageError(f"lake {file.parent}: there is no {CATALOG_FILE} in it: name the directory that a run was given as --lake")
-        if place.is_bucket and _has_metadata(place):
+        if place.is_bucket and not is_adopted and _has_metadata(place):
             raise UsageError(
-                f"lake {place.root}: the bucket has a lake's tables there, and {file}, which knows them, is not here: bring it back, or name another prefix"
+                f"lake {place.root}: the bucket has a lake's tables there, and {file}, which knows them, is not here: bring it back, or name another prefix;"
+                " where it is lost, say keystone lake adopt"
             )
     file.parent.mkdir(parents=True, exist_ok=True)
     return DurableCatalog(CATALOG_NAME, uri=f"sqlite:///{file}?timeout={SQLITE_WAIT_S}", warehouse=place.root, **common)
+
+
+def has_tables(directory: Path) -> bool:
+    """Whether there are metadata files of tables in a lake's directory, whatever a catalog says."""
+    return any((directory / "metadata").glob("*/*.metadata.json"))
+
+
+def lost_line(lake: Path | str) -> str:
+    return f"lake {lake}: its tables are there, and the catalog that knows them is not: bring {CATALOG_FILE} back, or say keystone lake adopt --lake {lake}"
 
 
 def _has_metadata(place: Place) -> bool:

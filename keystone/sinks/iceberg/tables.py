@@ -20,7 +20,7 @@ from keystone.segments import Segment
 from keystone.sinks.iceberg import chain as rules
 from keystone.sinks.iceberg.chain import Link
 from keystone.sinks.iceberg.columns import ALERTS, EVENTS, SESSIONS
-from keystone.sinks.iceberg.places import NAMESPACE, Place, open_catalog, place_of
+from keystone.sinks.iceberg.places import NAMESPACE, Place, lost_line, open_catalog, place_of
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -214,7 +214,7 @@ class LakeTables:
 
     # --- making -----------------------------------------------------------------------------------------------------
     def _make(self) -> None:
-        from pyiceberg.exceptions import CommitFailedException, NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+        from pyiceberg.exceptions import CommitFailedException, NamespaceAlreadyExistsError, NoSuchTableError
 
         from keystone.sinks.iceberg import schema
 
@@ -226,19 +226,30 @@ class LakeTables:
             try:
                 table = self.catalog.load_table((NAMESPACE, name))
             except NoSuchTableError:
-                wanted = schema.schema_of(name)
-                properties = schema.properties_of(name, wanted, self.place.metadata(name))
-                try:
-                    table = self.catalog.create_table(
-                        (NAMESPACE, name), wanted, location=self.place.data(name), partition_spec=schema.spec_of(name, wanted), properties=properties
-                    )
-                except TableAlreadyExistsError:
-                    table = self.catalog.load_table((NAMESPACE, name))
+                table = self._begun(name)
             self._check_location(table, name)
             try:
                 schema.catch_up(table, name)
             except CommitFailedException:  # another process of this version did the same, or the stream committed
                 schema.catch_up(self.catalog.load_table((NAMESPACE, name)), name)
+
+    def _begun(self, name: str) -> Table:
+        """A table that the catalog does not know: made, where there is none of that name without a catalog. That one's files would be swept."""
+        from pyiceberg.exceptions import TableAlreadyExistsError
+
+        from keystone.sinks.iceberg import schema
+        from keystone.sinks.iceberg.adoption import is_lost
+
+        if is_lost(self.place, name) and not self.catalog.table_exists((NAMESPACE, name)):  # made, and committed to, a moment ago
+            raise UsageError(lost_line(self.place.directory or self.place.root))
+        wanted = schema.schema_of(name)
+        properties = schema.properties_of(name, wanted, self.place.metadata(name))
+        try:
+            return self.catalog.create_table(
+                (NAMESPACE, name), wanted, location=self.place.data(name), partition_spec=schema.spec_of(name, wanted), properties=properties
+            )
+        except TableAlreadyExistsError:
+            return self.catalog.load_table((NAMESPACE, name))
 
     def _check_there(self) -> None:
         for name in ORDER:
