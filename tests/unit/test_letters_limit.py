@@ -95,7 +95,8 @@ def test_the_markers_have_room_in_the_limit() -> None:
     limit = LettersLimit(1_000)
     for partition in (0, 1):
         limit.own(partition, 0)
-    kept = [one for partition in (0, 1) for one in limit.kept(partition, [letter(n, b"", "bad_type", partition=partition) for n in range(9)])]
+    some = [LetterBatch.of(letter(n, b"", "bad_type", partition=partition) for n in range(9)) for partition in (0, 1)]
+    kept = [one for partition in (0, 1) for one in limit.kept(partition, some[partition])]
     assert [one.reason == NOT_KEPT for one in kept] == [False] * 4 + [True] * 2
     assert len(kept) * LINE_BYTES <= 1_000
 
