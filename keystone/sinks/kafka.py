@@ -111,6 +111,7 @@ class TopicSink:
         records = LetterRecords(letters, self._dead.record_bytes_max, run=self._run) if self._dead is not None else None
         if records is not None and records.too_large:
             self.undeliverable += records.too_large
+            item.what = records.letters  # those are told and counted once, however often the others are sent
             log.error("dead letters are too large for their topic", letters=records.too_large, topic=self._dead.topic if self._dead is not None else "")
         if self._dead is None or records is None or not records.left:
             item.state, item.done_ms = "acknowledged", time.time() * 1_000

@@ -175,6 +175,19 @@ def test_records_that_bring_their_bytes_are_split_and_wait_for_room(start: Start
     assert (brokers.values(), sum(told), sums(lane), producer.held_bytes) == (values, 200, (200, 0, 0), 0)
 
 
+def test_one_who_fails_when_told_of_many_harms_no_other(start: Start) -> None:
+    _, producer, lane = start(linger_ms=50)
+    told: list[int] = []
+
+    def fails(_: Outcome, count: int) -> None:
+        raise ZeroDivisionError(count)
+
+    producer.send_records(lane, letters_of(numbers(3)), on_outcomes=fails)
+    producer.send_records(lane, letters_of(numbers(4)), on_outcomes=lambda _, count: told.append(count))
+    assert producer.flush([lane], wait_s=FLUSH_S)
+    assert (told, sums(lane), producer.held_bytes) == ([4], (7, 0, 0), 0)
+
+
 def test_values_are_copied_whatever_holds_them(start: Start) -> None:
     brokers, producer, lane = start()
     array, source = np.arange(4, dtype=np.uint8), bytearray(b"abc")

@@ -412,6 +412,15 @@ def test_an_action_that_is_too_large_is_sent_without_its_dimensions_or_given_up_
     assert len(told) == 2
 
 
+def test_a_letter_that_is_too_large_is_counted_once_however_often_the_others_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, _, dead = topic_sink(monkeypatch, record_bytes_max=1_000)
+    items = [Item(LetterBatch.of([letter(1), letter(2, b"x" * 1_001), letter(3)]))]
+    for turn in range(1, 4):
+        sink.send(items)
+        assert (sink.undeliverable, len(dead.sent), items[0].left) == (1, turn, 2)
+        dead.sent[-1].on_outcome(SimpleNamespace(state="failed"))
+
+
 def test_an_unknown_action_is_looked_for_before_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sink, actions, dead = topic_sink(monkeypatch)
     items = [Item(alert(number)) for number in range(3)] + [Item(LetterBatch.of([letter(0)]))]

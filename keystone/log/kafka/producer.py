@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from kafka import errors
@@ -417,21 +418,24 @@ class Producer:
             batch.is_settled = True
         if outcome.error is not None:
             log.warning("topic %s, partition %d: %d records %s: %s", lane.topic, lane.partition, count, outcome.state, outcome.error)
-        for place, tell in batch.callbacks:
+        tellings = [(place, tell) for place, tell in batch.callbacks]
+        tellings += [(place, partial(_tell_many, tell, records)) for place, records, tell in batch.groups]
+        for place, tell in tellings:
             offset = outcome.offset + place if outcome.offset >= 0 else -1
             try:
                 tell(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error))
             except Exception as error:  # noqa: BLE001 - it must not keep others from being told
                 log.error("a callback failed: %s: %s", type(error).__name__, error)
-        for place, records, tell_many in batch.groups:
-            offset = outcome.offset + place if outcome.offset >= 0 else -1
-            tell_many(Outcome(outcome.state, offset, outcome.append_ts_ms, outcome.error), records)
         with self._lock:
             if lane.in_flight is batch:
                 lane.in_flight = None
             lane.count(batch, outcome)
             self._bytes -= len(batch)
             self._settled.notify_all()
+
+
+def _tell_many(tell: OnOutcomes, records: int, outcome: Outcome) -> None:
+    tell(outcome, records)
 
 
 def _oldest_s(lane: Lane) -> float:
