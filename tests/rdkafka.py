@@ -37,6 +37,8 @@ CONSUMING = {
     "enable.partition.eof": "true",
     "auto.offset.reset": "earliest",
 }
+#: What a broker says that was just started and has not heard yet what it leads.
+NOT_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
 #: Errors of a connection that trying again does not mend.
 HOPELESS = {KafkaError._AUTHENTICATION, KafkaError._SSL}
 
@@ -126,7 +128,7 @@ def _reader(servers: Sequence[str], options: Mapping[str, str] | None = None) ->
 def _read_to_end(reader: Consumer, topic: str) -> list[Record]:
     ends = {}
     for partition in _partitions(reader, topic):
-        low, high = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=WAIT_S_MAX)
+        low, high = watermarks(reader, topic, partition)
         if low < high:
             ends[partition] = high
     reader.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
@@ -146,6 +148,18 @@ def _read_to_end(reader: Consumer, topic: str) -> list[Record]:
             if partition in ends and (error is not None or offset + 1 >= ends[partition]):
                 del ends[partition]  # the end may come without its last record: transactions and compaction leave gaps
     return found
+
+
+def watermarks(reader: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset there and the end; asks again while the broker, just started, does not know that it leads."""
+    deadline = time.monotonic() + WAIT_S_MAX
+    while True:
+        try:
+            return reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=WAIT_S_MAX)
+        except KafkaException as error:
+            if error.args[0].code() not in NOT_YET or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _partitions(client: Consumer | AdminClient, topic: str) -> list[int]:

@@ -23,7 +23,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from keystone.log.embedded import EmbeddedLog
 from tests.dirty import dirty_text
 from tests.lakes import rows_of, session_rows
-from tests.rdkafka import CONSUMING, WAIT_S_MAX, Confluent, Pair, create_topic
+from tests.rdkafka import CONSUMING, WAIT_S_MAX, Confluent, Pair, create_topic, watermarks
 from tests.reference import DIMENSIONS, INTS, LogRecord, ReferenceSessions, Result, decode_line, parse_json, partition_of, reference_log
 
 Rows = list[dict[str, Any]]
@@ -216,7 +216,7 @@ def log_of(servers: Sequence[str], topic: str) -> dict[int, list[LogRecord]]:
     reader = Consumer({"bootstrap.servers": ",".join(servers), "group.id": "independent", **CONSUMING})
     try:
         numbers = sorted(reader.list_topics(topic, timeout=WAIT_S_MAX).topics[topic].partitions)
-        missing = {p: end for p in numbers if (end := reader.get_watermark_offsets(TopicPartition(topic, p), timeout=WAIT_S_MAX)[1])}
+        missing = {p: end for p in numbers if (end := watermarks(reader, topic, p)[1])}
         found: dict[int, list[LogRecord]] = {p: [] for p in numbers}
         reader.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in missing])
         deadline = time.monotonic() + WAIT_S_MAX
