@@ -190,6 +190,13 @@ class LoopActor(ABC):
         gc.collect()
         gc.freeze()
         gc.disable()
+        try:
+            self._take_turns()
+        finally:  # where an actor is a thread, its process goes on
+            gc.enable()
+            gc.unfreeze()
+
+    def _take_turns(self) -> None:
         self._state = RUNNING
         collected = time.monotonic()
         while True:

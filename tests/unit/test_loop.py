@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +107,15 @@ def test_what_is_told_once_is_told_to_whoever_drains(tmp_path: Path) -> None:
     actor = Actor(tmp_path, lambda: None)
     assert "warnings" in actor.status()
     assert "warnings" not in actor.status(drains=False)
+
+
+def test_a_process_collects_garbage_again_when_its_actor_is_over(tmp_path: Path) -> None:
+    frozen, running = gc.get_freeze_count(), list[bool]()
+    actor = Actor(tmp_path, lambda: None, turn=lambda: running.append(gc.isenabled()))
+    actor.begin()
+    wait_for(actor, RUNNING)
+    actor.finish()
+    wait_for(actor, FINISHED)
+    assert set(running) == {False}
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
