@@ -19,7 +19,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench demo test test-fast check format lock clean
+.PHONY: help setup bench report demo test test-fast check format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ setup: $(READY) ## make .venv with everything in it; costs nothing when it is th
 
 bench: $(READY) ## a million events a second through everything, judged; options in ARGS="--seconds 20"
 	$(BIN)/python -m keystone.bench --eps 1000000 $(ARGS)
+
+report: $(READY) ## a short bench at a rate that any machine takes, then its latencies as one page, report.html; options in ARGS
+	$(BIN)/python -m keystone.bench --eps 100000 --seconds 20 --report $(ARGS)
 
 demo: $(READY) ## the whole way on real servers: devices, Kafka, a run, a search server, Iceberg on S3; all compared
 	$(BIN)/python -m tests.demo $(ARGS)
@@ -49,8 +52,9 @@ format: $(READY) ## format the code and mend what the linter can
 
 lock: $(READY) ## resolve the dependencies anew (for maintainers; uv comes from the registry)
 	$(PIP) install --quiet uv
-	$(LOCK) --upgrade --group dev --generate-hashes --output-file requirements.lock
+	$(LOCK) --upgrade --extra notebooks --group dev --generate-hashes --output-file requirements.lock
 	$(LOCK) --constraints requirements.lock --output-file requirements.txt
+	$(LOCK) --constraints requirements.lock --extra cluster --generate-hashes --output-file deploy/requirements.lock
 	@sed -i '1i # What the program itself needs, pinned, for plain pip: pip install -r requirements.txt\n# Made by "make lock", as is requirements.lock, which adds hashes and the tools of development.' requirements.txt
 
 clean: ## remove .venv and everything that tools left behind
@@ -62,7 +66,7 @@ $(READY): requirements.lock pyproject.toml
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'make: $(PYTHON) is not a Python of 3.11 or newer: say make PYTHON=/path/to/python'; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 		'$(PYTHON)' -m venv --clear $(VENV) || { echo 'make: $(PYTHON) cannot make a virtual environment: install its venv package (Debian, Ubuntu: python3-venv)'; exit 1; }
-	@echo 'Setting up $(VENV): locked packages, about 370 MB, once'
+	@echo 'Setting up $(VENV): locked packages, about 430 MB, once'
 	@$(PIP) install --quiet --require-hashes --only-binary :all: --requirement requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -64,7 +64,16 @@ class Ownership:
         """The log has more partitions than before."""
         self.partitions |= set(partitions)
 
+    def want(self, owners: int) -> None:
+        """So many members shall own partitions from now on."""
+        self._wanted = owners
+
     # --- what is so ---------------------------------------------------------------------------------------------------
+    @property
+    def owners_wanted(self) -> int:
+        """How many members shall own partitions."""
+        return self._wanted
+
     @property
     def free(self) -> set[int]:
         """Partitions that nobody was given."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.browser import browser, mark_browser
 from tests.kafka_fixtures import kafka, kafka_cluster, mark_kafka, secure_kafka, topic_name
 from tests.lake_fixtures import empty_lake, lake, tables
 from tests.s3_fixtures import bucket, mark_s3, own_s3, proxied, s3
@@ -16,7 +17,8 @@ from tests.search_fixtures import mark_search, search, search_server
 from tests.sharing import Sharing, at_its_time
 
 __all__ = [
-    "bucket", "empty_lake", "kafka", "kafka_cluster", "lake", "own_s3", "proxied", "s3", "search", "search_server", "secure_kafka", "tables", "topic_name",
+    "browser", "bucket", "empty_lake", "kafka", "kafka_cluster", "lake", "own_s3", "proxied", "s3", "search", "search_server", "secure_kafka", "tables",
+    "topic_name",
 ]  # fmt: skip
 
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
@@ -31,6 +33,7 @@ os.environ.update(RAY_worker_niceness="0")
 @pytest.hookimpl(tryfirst=True)  # before the one that deselects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever asks for a real server is marked so."""
+    mark_browser(items)
     mark_kafka(items)
     mark_s3(items)
     mark_search(items)

@@ -64,10 +64,11 @@ def _refuses(probe: socket.socket, port: int) -> bool:
 
 
 class KafkaCluster:
-    """Brokers 0..n-1, each a controller too, on 127.0.0.1, in one temporary folder; a context manager.
+    """Brokers 0..n-1, each a controller too, on ``host``, in one temporary folder; a context manager.
 
     ``settings``: added to the brokers' own and stronger than they are. ``port``: of the first broker's clients, its fellows'
-    follow; any free ones without. Leaving kills what still runs and removes the folder; so does the death of this process.
+    follow; any free ones without. ``within``: a command that runs another elsewhere and becomes it, as ``nsenter --net=...`` does; then
+    ``host`` is an address there. Leaving kills what still runs and removes the folder; so does the death of this process.
     """
 
     def __init__(
@@ -77,8 +78,11 @@ class KafkaCluster:
         settings: Mapping[str, str] | None = None,
         jvm_flags: tuple[str, ...] = QUICK,
         port: int | None = None,
+        host: str = "127.0.0.1",
+        within: tuple[str, ...] = (),
     ) -> None:
         self.security = security
+        self._host, self._within = host, within
         self.jvm_flags = jvm_flags
         self._own_settings = dict(settings or {})
         self._ports = [[free_port() if port is None else port + i, free_port(), free_port()] for i in range(brokers)]
@@ -91,12 +95,12 @@ class KafkaCluster:
     @property
     def servers(self) -> list[str]:
         """host:port of each broker, for clients; TLS, login and permissions as ``security`` says."""
-        return [f"127.0.0.1:{ports[0]}" for ports in self._ports]
+        return [f"{self._host}:{ports[0]}" for ports in self._ports]
 
     @property
     def internal_servers(self) -> list[str]:
         """host:port of each broker without TLS or login, and with every permission."""
-        return [f"127.0.0.1:{ports[1]}" for ports in self._ports]
+        return [f"{self._host}:{ports[1]}" for ports in self._ports]
 
     @property
     def protocol(self) -> str:
@@ -231,7 +235,7 @@ class KafkaCluster:
         records = self.security.scram_records() if self.security else []
         shared = self._settings()
         for i, ports in enumerate(self._ports):
-            addresses = [f"{name}://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)]
+            addresses = [f"{name}://{self._host}:{port}" for name, port in zip(LISTENERS, ports, strict=True)]
             own = {"node.id": str(i), "log.dirs": str(self.data_dir(i)), "listeners": ",".join(addresses), "advertised.listeners": ",".join(addresses[:2])}
             lines = (f"{name}={value}\n" for name, value in {**own, **shared}.items())
             (self.folder / f"broker-{i}.properties").write_text("".join(lines))
@@ -246,7 +250,7 @@ class KafkaCluster:
         copies, in_sync = str(min(3, len(self._ports))), str(min(2, len(self._ports)))
         return {
             "process.roles": "broker,controller",
-            "controller.quorum.voters": ",".join(f"{i}@127.0.0.1:{ports[2]}" for i, ports in enumerate(self._ports)),
+            "controller.quorum.voters": ",".join(f"{i}@{self._host}:{ports[2]}" for i, ports in enumerate(self._ports)),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "INTERNAL",
             "listener.security.protocol.map": f"CLIENT:{self.protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -277,7 +281,7 @@ class KafkaCluster:
 
     def _java(self, i: int, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         flags = (*self.jvm_flags, *self._archive_flags(program), LOG_LEVEL, "-cp", ":".join(map(str, jars())))
-        return start_bound([java(), *flags, program, *arguments], self.folder, self._log_path(i))
+        return start_bound([*self._within, java(), *flags, program, *arguments], self.folder, self._log_path(i))
 
     def _archive_flags(self, program: str) -> tuple[str, ...]:
         """Load classes from the archive. Only with the flags that it was made with: measurements are of a Java as everybody's."""

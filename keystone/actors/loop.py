@@ -12,6 +12,8 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import socket
+import sys
 import threading
 import time
 import traceback
@@ -59,12 +61,14 @@ class LoopActor(ABC):
         self._work_dir = Path(work_dir)
         self._incarnation = uuid.uuid4().hex
         self._process = psutil.Process()
+        self._node = _node()
         self._has_own_logs = False
         self._state = NEW
         self._error: str | None = None
         self._is_fenced = False  # it ended because another owns what it owned
         self._result: Any = None
         self._turns = 0
+        self._loop_cpu_s = 0.0  # of the loop's own thread, since it runs
         self._finish_asked = threading.Event()
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
 
@@ -90,6 +94,7 @@ class LoopActor(ABC):
             "error": self._error,
             "is_fenced": self._is_fenced,
             "pid": os.getpid(),
+            "node": self._node,
             "incarnation": self._incarnation,
             "turns": self._turns,
             "cpu_s": time.process_time(),
@@ -155,6 +160,7 @@ class LoopActor(ABC):
     def _live(self) -> None:
         try:
             _bound_threads()
+            self._work_dir.mkdir(parents=True, exist_ok=True)  # on another node it is not there yet
             self._open_logs()
             with (self._work_dir / f"{self.name}.crash").open("w") as crash:
                 faulthandler.enable(crash)
@@ -198,10 +204,11 @@ class LoopActor(ABC):
 
     def _take_turns(self) -> None:
         self._state = RUNNING
-        collected = time.monotonic()
+        collected, began_s = time.monotonic(), time.thread_time()
         while True:
             pause_s = self._turn()
             self._turns += 1
+            self._loop_cpu_s = time.thread_time() - began_s
             if pause_s > 0 and self._is_over():
                 return
             since_s = time.monotonic() - collected
@@ -210,6 +217,12 @@ class LoopActor(ABC):
                 collected = time.monotonic()
             if pause_s > 0:
                 time.sleep(pause_s)
+
+
+def _node() -> str:
+    """Ray's id of the node, where Ray runs this; else the machine's name."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else socket.gethostname()
 
 
 def _bound_threads() -> None:

@@ -248,12 +248,21 @@ class TopicOutput:
     def send(self, delivery: Delivery) -> None:
         fresh = [i for i, alert in enumerate(delivery.alerts) if alert.alert_id not in self._said]
         if len(fresh) != len(delivery.alerts):
+            self._note_said(delivery, set(fresh))
             for name in ("alerts", "decoded_ms", "alerted_ms"):
                 setattr(delivery, name, [getattr(delivery, name)[i] for i in fresh])
         letters = delivery.dead_letters
         items = [*map(Item, delivery.alerts), *(Item(letters[at : at + LETTERS_TOGETHER]) for at in range(0, len(letters), LETTERS_TOGETHER))]
         self._under_way.append(_UnderWay(delivery, items))
         self._sink.send(items)
+
+    def _note_said(self, delivery: Delivery, fresh: set[int]) -> None:
+        """What is in the topic, and perhaps not on the trail, because its owner died between the two: it is visible now at the latest."""
+        said = [i for i in range(len(delivery.alerts)) if i not in fresh]
+        if self._trails is not None and said:
+            alerts = [delivery.alerts[i] for i in said]
+            decoded_ms, alerted_ms = ([moments[i] for i in said] for moments in (delivery.decoded_ms, delivery.alerted_ms))
+            self._trails.append(delivery.partition, alerts, decoded_ms=decoded_ms, alerted_ms=alerted_ms)
 
     def finished(self) -> Iterator[Delivery]:
         self._mend_when_due()

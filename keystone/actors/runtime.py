@@ -1,7 +1,8 @@
-"""Ray on this machine, private to one program: started quietly, stopped whole.
+"""The Ray that actors live in: one of this machine, private to a program, started quietly and stopped whole; or a cluster that is there.
 
-It never touches another Ray: its address is ``local`` whatever RAY_ADDRESS says, its files are in a directory of its
-own, and it ends only processes that it started (never ``ray stop``, which ends every Ray of the machine).
+A private one never touches another Ray: its address is ``local`` whatever RAY_ADDRESS says, its files are in a directory of its
+own, and it ends only processes that it started (never ``ray stop``, which ends every Ray of the machine). A cluster is joined only
+when its address is named, or by a program that the cluster itself was given to run (``ray job submit``).
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import psutil
 
@@ -27,9 +29,16 @@ if TYPE_CHECKING:
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; no event passes through it
 PROBE_WAIT_S = 60.0
+LOOK_S = 5.0  # for a connection to a cluster's head
 STOP_WAIT_S = 5.0  # for Ray's processes to end by themselves before they are ended
 HEAD_LOOK_S = 0.5  # between two looks whether Ray's head process lives
 HEAD = "gcs_server"
+AUTO: Final = "auto"  # the Ray of this node
+INSIDE: Final = "inside"  # the Ray whose actor this process is: joined already, and not left
+NAMESPACE: Final = "keystone"
+JOB_MARK: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
+#: Of the variables below, those that actors need wherever they are; a cluster's own processes have their settings from who started them.
+OF_ACTORS: Final = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "PYTHONUNBUFFERED")
 TEMP_DIR_LETTERS_MAX = 40  # of a socket's 107: Ray appends /session_<date>_<pid>/sockets/plasma_store
 
 #: What Ray and its workers inherit. One thread a library: parallelism is the number of actors, and a pool of
@@ -50,16 +59,24 @@ _ENVIRONMENT = {
 }
 
 
+def cluster_address(given: str | None) -> str | None:
+    """The cluster to join: the one that was named, or that runs us as a job; None for a private Ray."""
+    return given if given is not None else AUTO if JOB_MARK in os.environ else None
+
+
 class RayRuntime:
-    """One private Ray. ``with RayRuntime() as runtime``, or ``start`` and ``stop``; ``stop`` may be repeated.
+    """One private Ray, or with ``address`` a cluster. ``with RayRuntime() as runtime``, or ``start`` and ``stop``; ``stop`` may be repeated.
+
+    A cluster is left as it is found: only the actors that this program made end with it.
 
     Without its head process nothing can be asked or stopped any more: every call waits for 60 s, and then Ray ends the process
     with words of its own. So when that one dies this program says so, ends what it started, and exits with 1. ``scratch``: a
     directory that is removed then, for who made it cannot.
     """
 
-    def __init__(self, scratch: Path | None = None) -> None:
+    def __init__(self, scratch: Path | None = None, address: str | None = None) -> None:
         self._scratch = scratch
+        self._address = address
         self._temp_dir: Path | None = None
         self._own_pids: list[psutil.Process] = []
         self._stopping = threading.Event()
@@ -73,8 +90,13 @@ class RayRuntime:
         """Start Ray: 2-4 s and about 10 CPU s on two cores. Raises ``UsageError`` where the process already uses a Ray."""
         import ray
 
+        if self._address == INSIDE:
+            return
         if ray.is_initialized():
             raise UsageError("this process already uses a Ray: call ray.shutdown() first")
+        if self._address is not None:
+            join(self._address)
+            return
         before = {p.pid for p in psutil.Process().children(recursive=True)}
         self._temp_dir = Path(tempfile.mkdtemp(prefix="ks", dir=_short_temp_dir()))
         logs.adopt("ray")
@@ -89,7 +111,7 @@ class RayRuntime:
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.ERROR,
-                namespace="keystone",
+                namespace=NAMESPACE,
                 _temp_dir=str(self._temp_dir),
             )
         # Ray writes of dead workers to this process's stdout, whatever it is told; the supervisor says it in a line.
@@ -126,6 +148,8 @@ class RayRuntime:
         """Stop Ray, end what of it is still there after a while, and remove its files."""
         import ray
 
+        if self._address == INSIDE:
+            return
         self._stopping.set()
         if ray.is_initialized():
             # Workers started since, and everything below them: known only while their parents still live.
@@ -147,6 +171,42 @@ class RayRuntime:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+def join(address: str) -> None:
+    """Connect to a cluster. Raises ``UsageError`` in one line where that cannot be."""
+    import ray
+
+    _look_at(address)
+    logs.adopt("ray")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {name: _ENVIRONMENT[name] for name in OF_ACTORS}},
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"--address {address}: no Ray can be joined there ({reason}): start one (ray up cluster.yaml), or leave the option out") from error
+    if hasattr(ray._private.worker, "print_to_stdstream"):  # noqa: SLF001 - there is no public way
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None  # noqa: SLF001
+
+
+def _look_at(address: str) -> None:
+    """``UsageError`` where nothing listens: Ray itself would ask again for minutes."""
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if address == AUTO:
+        return
+    if not colon or not port.isdecimal():
+        raise UsageError(f"--address {address}: write it as auto, or HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--address {address}: nothing answers there ({error}): start a cluster (ray up cluster.yaml), or correct the address") from error
 
 
 class _Probe:

@@ -102,6 +102,7 @@ class SessionTotals:
     checkpoint_bytes: int = 0
     pause_ms_max: float = 0.0
     checkpoint_cpu_s: float = 0.0
+    loop_cpu_s: float = 0.0  # of the loop's thread alone: it has one core at most
     detect: Any = None  # LatencyHistogram
     routing: dict[str, Any] = field(default_factory=dict)  # sinks and routes, as they ended
     rows_left: int = 0  # of routes, neither delivered nor on disk
@@ -251,6 +252,7 @@ class SessionActor(LoopActor):
         totals.alerts, totals.detect = self._output.alerts, self._output.detect
         totals.checkpoints, totals.checkpoint_bytes = owner.figures.checkpoints, owner.figures.checkpoint_bytes
         totals.pause_ms_max, totals.checkpoint_cpu_s = owner.figures.pause_ms_max, self._saving.cpu_seconds
+        totals.loop_cpu_s = self._loop_cpu_s
         self._close_sinks(totals)
         self._leases.close()
         self._saving.close()

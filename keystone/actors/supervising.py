@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from keystone.actors.loop import READY, RUNNING, LoopActor
-from keystone.actors.supervisor import COMMITTER, SESSION, SILENCE_S, SUPERVISOR, Supervisor, Ward, covers
+from keystone.actors.nodes import COMMITTER, SESSION, SUPERVISOR
+from keystone.actors.supervisor import SILENCE_S, Supervisor, Ward, covers
 from keystone.ownership import Ownership
 
 LOOK_EVERY_S: Final = 0.1  # a death is known when the answer to a question fails: so long after it at most; a question costs ~1 ms of CPU
@@ -45,6 +46,17 @@ class Keeper(Supervisor):
     def adopt(self, kind: str, name: str, actor_name: str) -> None:
         """Watch over an actor, as soon as it is there."""
         self._expected.append((kind, name, actor_name))
+
+    def want(self, owners: int, wards: Iterable[tuple[str, str, str]]) -> None:
+        """So many session actors shall own partitions; ``wards`` are all that there are, those to come included."""
+        known = {ward.name for ward in self.wards} | {name for _, name, _ in self._expected}
+        self._expected += [ward for ward in wards if ward[1] not in known]
+        self._ownership.want(owners)
+
+    @property
+    def owners_wanted(self) -> int:
+        """How many session actors shall own partitions."""
+        return self._ownership.owners_wanted
 
     def _adopt_expected(self) -> None:
         import ray
@@ -166,6 +178,11 @@ class SupervisorActor(LoopActor):
         self._spec = spec
         self._keeper: Keeper | None = None
         self._notes: deque[str] = deque(maxlen=NOTES_MAX)
+        self._wishes: deque[tuple[int, tuple[tuple[str, str, str], ...]]] = deque()
+
+    def want(self, owners: int, wards: tuple[tuple[str, str, str], ...]) -> None:
+        """More session actors shall own partitions (``Keeper.want``)."""
+        self._wishes.append((owners, wards))
 
     def _build(self) -> None:
         spec = self._spec
@@ -175,6 +192,8 @@ class SupervisorActor(LoopActor):
 
     def _turn(self) -> float:
         assert self._keeper is not None  # noqa: S101 - built
+        while self._wishes:
+            self._keeper.want(*self._wishes.popleft())
         self._keeper.poll()
         while self._keeper.notes:
             self._notes.append(self._keeper.notes.pop(0))
@@ -192,6 +211,7 @@ class SupervisorActor(LoopActor):
     def _counters(self) -> dict[str, Any]:
         keeper = self._keeper
         return {
+            "owners_wanted": keeper.owners_wanted if keeper is not None else self._spec.owners_wanted,
             "is_owned": keeper is not None and keeper.is_owned(),
             "fenced_writes": keeper.fenced_writes if keeper is not None else 0,
             "lost": keeper.lost() if keeper is not None else [],

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from keystone.actors.loop import FAILED, FINISHED, NEW, OVER, READY, RUNNING
+from keystone.actors.nodes import FLEET, SESSION, SUPERVISOR, Placement
 from keystone.actors.runtime import remote_class
 from keystone.errors import KeystoneError
 
 Arguments = Mapping[str, tuple[Any, ...]]  # of a call, by the actor's name; none without
 
-FLEET, SESSION, COMMITTER, SUPERVISOR = "fleet", "session", "committer", "supervisor"
 SILENCE_MAX_S = 20.0  # without an answer: dead or starved; either way the run cannot be trusted
+STARTING_MAX_S = 120.0  # ... since it was created: its process starts on another node, perhaps, beside many others
 BUILD_AFTER_S = 3.0  # of the death of a session actor: building takes ~3 s of CPU, and taking over ~1 s
 SILENCE_S = 5.0  # of a session actor alone, after which others take its partitions: answers take 0.1 s on a busy machine, 1 s at worst
 DEATHS_MAX = 10  # of session actors within DEATHS_OVER_S: what kills them again and again will not stop killing them
@@ -75,8 +76,9 @@ class Supervisor:
 
     drains = True  # warnings and the like are told once: to this one
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, placement: Placement | None = None) -> None:
         self.work_dir = work_dir
+        self.placement = placement or Placement()
         self._run = secrets.token_hex(4)  # actors of earlier runs in this Ray may not be gone yet
         self.wards: list[Ward] = []
         self.notes: list[str] = []  # restarts that happened
@@ -90,7 +92,7 @@ class Supervisor:
         """Create an actor and tell it to begin."""
         actor_name = self.actor_name(name)
         restarts = 0 if kind == FLEET else -1
-        handle = remote_class(cls, max_restarts=restarts, max_task_retries=0, name=actor_name).remote(*arguments)
+        handle = remote_class(cls, max_restarts=restarts, max_task_retries=0, name=actor_name, **self.placement.options(kind)).remote(*arguments)
         handle.begin.remote()
         self.wards.append(Ward(name, kind, covers, handle, actor_name))
 
@@ -170,8 +172,9 @@ class Supervisor:
         """Another owns what it owned: the supervisor that gave it away starts it anew."""
 
     def _note_silence(self, ward: Ward, silent_s: float) -> None:
-        if silent_s > SILENCE_MAX_S and not (ward.kind == SESSION and self.other_answers(ward)):
-            ward.fault = f"{ward.name} ({self._covers(ward)}) has not answered for {SILENCE_MAX_S:.0f} s"
+        limit_s = SILENCE_MAX_S if ward.status else STARTING_MAX_S
+        if silent_s > limit_s and not (ward.kind == SESSION and self.other_answers(ward)):
+            ward.fault = f"{ward.name} ({self._covers(ward)}) has not answered for {limit_s:.0f} s"
 
     def other_answers(self, ward: Ward) -> bool:
         """Whether another of its kind does: else it is this process, or the machine, that is slow."""
@@ -317,9 +320,25 @@ class Supervisor:
     def part_of(self, pid: int) -> str:
         """The part of the bill that a process belongs to: fleet, sessions or other."""
         for ward in self.wards:
-            if ward.status.get("pid") == pid:
-                return "fleet" if ward.kind == "fleet" else "sessions"
+            if ward.status.get("pid") == pid and not self.placement.is_joined:
+                return self._part(ward)
         return "other"
+
+    def used(self) -> list[tuple[str, str, float, int]]:
+        """What actors of a cluster, which are no children of this process, last told: incarnation, part of the bill, CPU s, bytes of memory."""
+        if not self.placement.is_joined:
+            return []
+        told = [(ward, ward.status) for ward in self.wards if ward.status]
+        return [(s["incarnation"], self._part(ward), float(s["cpu_s"]), int(s["rss_bytes"])) for ward, s in told]
+
+    @staticmethod
+    def _part(ward: Ward) -> str:
+        return "fleet" if ward.kind == FLEET else "sessions"
+
+    def by_node(self, kind: str) -> dict[str, int]:
+        """How many actors of ``kind`` are on each node, by its id, as they last said."""
+        nodes = [str(ward.status["node"]) for ward in self.of_kind(kind) if ward.status and not ward.is_down]
+        return {node: nodes.count(node) for node in sorted(set(nodes))}
 
     def stop(self) -> None:
         """End all actors at once."""

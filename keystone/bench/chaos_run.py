@@ -17,8 +17,9 @@ from typing import Any, Final
 import psutil
 
 from keystone.actors.fleet import FleetSpec
+from keystone.actors.nodes import COMMITTER, FLEET, SESSION
 from keystone.actors.stopping import StopSignal
-from keystone.actors.supervisor import COMMITTER, FLEET, SESSION, shares
+from keystone.actors.supervisor import shares
 from keystone.bench.chaos import DRIVER, KILL, Fault, Process
 from keystone.bench.chaos_report import NORMAL_S, SETTLED_S, WINDOW_MIN_S, Ordeal, Sample, Struck
 from keystone.bench.children import Child, ChildFailed, kill

@@ -134,6 +134,7 @@ def sum_sessions(measured: Measured, sessions: list[SessionTotals], lake: Path |
             for name, value in one.ledger.as_dict().items():
                 ledger[name] = ledger.get(name, 0) + value
         measured.state_bytes += totals.state_bytes
+        measured.loop_cpu_s += totals.loop_cpu_s
         measured.sessions_active_max += totals.sessions_active_max
     measured.checkpoints = {
         "count": sum(totals.checkpoints for totals in sessions),

@@ -12,9 +12,11 @@ from typing import Any
 
 import orjson
 
-from keystone.actors.runtime import RayRuntime
+from keystone.actors.nodes import Placement
+from keystone.actors.runtime import RayRuntime, cluster_address
 from keystone.actors.stopping import StopSignal
 from keystone.bench.chaos import Chaos, parse
+from keystone.bench.cluster import on_cluster
 from keystone.bench.cohorts import COHORTS_FILE
 from keystone.bench.driver import Driver
 from keystone.bench.engine import LAKE_DIR, OUTBOX_DIR, STATE_DIR, WORK_DIR
@@ -26,9 +28,10 @@ from keystone.bench.screen import Progress, ms
 from keystone.bench.search import RateSearch
 from keystone.config import Config
 from keystone.errors import UsageError
+from keystone.report.making import PAGE
 from keystone.sinks.opening import look_at_elastic
 
-RESULTS = ("report.json", "alerts.ndjson", "truth.parquet", "latency.parquet", COHORTS_FILE, LAKE_DIR, ".lake.writing", STATE_DIR, OUTBOX_DIR, WORK_DIR)
+RESULTS = ("report.json", PAGE, "alerts.ndjson", "truth.parquet", "latency.parquet", COHORTS_FILE, LAKE_DIR, ".lake.writing", STATE_DIR, OUTBOX_DIR, WORK_DIR)
 CONFIRMATIONS_MAX = 3  # runs of the full length that a search may take to find one that passes
 
 
@@ -36,6 +39,7 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
     """Run, write ``report.json`` into ``options.out`` and return it. Raises ``UsageError`` before anything was started."""
     machine = Machine.here()
     plan = resolve(options, machine)
+    address = cluster_address(options.address)
     out = Path(options.out).absolute()
     config = _load_config(config_file)
     _check_out(out)
@@ -44,8 +48,11 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
     chaos = parse(options.chaos, seconds=plan.seconds) if options.chaos is not None else None
     if chaos is not None and is_search:
         raise UsageError("--chaos and --search: a run with faults says nothing about the highest rate: choose one")
+    if chaos is not None and address is not None:
+        raise UsageError("--chaos kills processes of this machine: not on a cluster (--address); there, kill a node yourself while a run goes on")
     with Progress() as progress, StopSignal() as stop:
-        progress.say(_headline(plan, machine))
+        if address is None:
+            progress.say(_headline(plan, machine))
         for line in (*([remark] if remark else []), *remarks):
             progress.say(line)
         warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL)
@@ -53,10 +60,14 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
             _check_warm(warming)
             measured, probes = _with_faults(options, plan, config, config_file, out, make_log, chaos, progress, stop), None
         else:
-            with RayRuntime():
+            with RayRuntime(address=address):
                 stop.install()
                 _check_warm(warming)
-                driver = Driver(config, make_log, progress, stop, keep_log=options.keep_log)
+                placement = Placement()
+                grows = address is not None and options.session_actors is None and kafka_url(options) is not None
+                if address is not None:
+                    placement, plan = on_cluster(options, plan, out, progress)
+                driver = Driver(config, make_log, progress, stop, keep_log=options.keep_log, placement=placement, grows=grows)
                 measured, probes = _search(driver, plan, out) if is_search else (_one(driver, plan, out), None)
     measured.machine, measured.versions = machine.as_dict(), versions()
     measured.config, measured.unit_events_per_s = config.model_dump(mode="json"), unit_events_per_s
@@ -104,8 +115,9 @@ def _log_of(options: Options, plan: BenchPlan, machine: Machine, out: Path, conf
     return lambda chosen: EmbeddedBench(chosen, home), remark
 
 
-def as_json(report: dict[str, Any]) -> bytes:
-    return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+def as_json(report: dict[str, Any], *, is_pretty: bool = True) -> bytes:
+    """``is_pretty``: for people, with an end of line; else in one line without it."""
+    return orjson.dumps(report, option=orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE if is_pretty else 0))
 
 
 def _one(driver: Driver, plan: BenchPlan, out: Path) -> Measured:

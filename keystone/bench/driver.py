@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import polars as pl
 
 from keystone.actors.cohort_sinks import CohortSinks
 from keystone.actors.fleet import FleetActor, FleetSpec
+from keystone.actors.growth import Growth
 from keystone.actors.loop import FINISHED, OVER
+from keystone.actors.nodes import Placement, check_shared
 from keystone.actors.owner import TIMERS_EVERY_MS
 from keystone.actors.stopping import StopSignal
 from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers, shares
 from keystone.bench import collect
+from keystone.bench.cluster import SHARED, Outages, nodes_section
 from keystone.bench.cohorts import CohortTable
-from keystone.bench.engine import STATE_DIR, add_engine, open_cohorts
+from keystone.bench.engine import STATE_DIR, add_engine, add_session_actors, open_cohorts, session_name
 from keystone.bench.logs import BenchLog
 from keystone.bench.machine import CpuMeter, wall_ms
 from keystone.bench.plan import BenchPlan
@@ -62,7 +65,10 @@ class Run:
     other_cpu_s: float = 0.0
     cohorts: CohortSinks | None = None
     cohort_table: CohortTable = field(default_factory=CohortTable)
+    growth: Growth | None = None  # where how many session actors there are is ours to choose
+    outages: Outages = field(default_factory=lambda: Outages(()))
     looks: int = field(default=0)
+    grows: bool = False
 
     @property
     def work_dir(self) -> Path:
@@ -72,6 +78,8 @@ class Run:
     def build(self, fleet_plan: FleetPlan) -> None:
         """Create the actors and wait until all are ready. Nothing of it is timed."""
         add_engine(self.supervisor, self.plan, self.config, self.log, self.out)
+        if self.grows:
+            self.growth = Growth(self._add, self._check, session_name, self.plan.session_actors, self.plan.session_actors, self.plan.partitions)
         for index, own in enumerate(shares(self.plan.partitions, self.plan.fleet_actors)):
             fleet = FleetSpec(f"fleet-{index}", own, self.log.url, str(self.work_dir), fleet_plan, self.config.kafka)
             self.supervisor.add("fleet", fleet.name, covers(own), FleetActor, fleet)
@@ -79,6 +87,12 @@ class Run:
         appoint(self.supervisor, range(self.plan.partitions), self.plan.session_actors)
         self.supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
         self.cohorts = open_cohorts(self.plan, self.config, self.log.url, self.out, self.cohort_table.take)
+
+    def _add(self, numbers: Iterable[int]) -> None:
+        add_session_actors(self.supervisor, numbers, self.plan, self.config, self.log, self.out)
+
+    def _check(self, placement: Placement) -> None:
+        check_shared({"--out": self.out}, placement.nodes, SHARED)
 
     def drive(self) -> None:
         """From the agreed start until the fleets have sent everything, or something ends the run."""
@@ -145,6 +159,9 @@ class Run:
 
     def _look(self, phase: str) -> None:
         self.supervisor.poll()
+        if self.growth is not None and (line := self.growth.tick(self.supervisor)) is not None:
+            self.progress.say(line)
+        self.outages.look(self.supervisor.of_kind("session"), time.monotonic())
         if self.cohorts is not None:
             self.cohorts.tick(self.supervisor)
         at_s, lag = self._elapsed_s(), self.lag_events()
@@ -171,6 +188,12 @@ class Run:
             },
         )
 
+    def note_places(self, placement: Placement) -> None:
+        """Where actors are, and what became of those that were lost."""
+        self.measured.recoveries_ms, self.measured.moves_ms = self.outages.ended_ms, self.outages.moved_ms
+        if placement.is_joined:
+            self.measured.nodes = nodes_section(placement, self.supervisor)
+
     def _elapsed_s(self) -> float:
         return (wall_ms() - self.measured.start_ms) / 1_000
 
@@ -187,15 +210,20 @@ class Driver:
     progress: Progress
     stop: StopSignal
     keep_log: bool = False
+    placement: Placement = field(default_factory=Placement)
+    grows: bool = False  # with the nodes that join
 
     def run(self, plan: BenchPlan, out: Path) -> Measured:
         """One run of ``plan`` into ``out``, which must be empty or absent. Always returns what could be measured."""
         out.mkdir(parents=True, exist_ok=True)
         work_dir = out / ".work"
         work_dir.mkdir()
-        supervisor = Supervisor(work_dir)
+        supervisor = Supervisor(work_dir, self.placement)
         log = self.make_log(plan)
-        run = Run(plan, self.config, out, log, supervisor, Measured(plan), CpuMeter(supervisor.part_of), self.progress, self.stop)
+        meter = CpuMeter(supervisor.part_of, supervisor.used)
+        run = Run(
+            plan, self.config, out, log, supervisor, Measured(plan), meter, self.progress, self.stop, outages=Outages(range(plan.partitions)), grows=self.grows
+        )
         try:
             self._phases(run)
         finally:
@@ -224,6 +252,7 @@ class Driver:
         run.drain(due_ms(truth, run.log.last_append_ms(), self.config))
         drained_ms = wall_ms()
         log_full_ms, broker_cpu_s = run.log.full_ms(run.supervisor), run.log.broker_cpu_s()
+        run.note_places(self.placement)
         sessions = run.close()
         measured.faults += run.supervisor.faults()
         measured.notes += run.supervisor.notes

@@ -17,11 +17,12 @@ from pydantic import TypeAdapter
 
 from keystone.actors.cohort_sinks import CohortSinks
 from keystone.actors.loop import OVER
+from keystone.actors.nodes import COMMITTER, SESSION
 from keystone.actors.outputs import OutputSpec
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.session import SessionTotals
 from keystone.actors.supervising import appoint
-from keystone.actors.supervisor import COMMITTER, SESSION, SupervisionError, Supervisor, Ward
+from keystone.actors.supervisor import SupervisionError, Supervisor, Ward
 from keystone.bench.children import Child, Ear, Mouth
 from keystone.bench.engine import WORK_DIR, add_engine, add_session_actors, open_cohorts, session_name
 from keystone.bench.logs import BenchLog

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from keystone.actors.cohort_sinks import CohortSinks
 from keystone.actors.committer import CommitterActor, CommitterSpec
+from keystone.actors.nodes import COMMITTER, SESSION
 from keystone.actors.outputs import OutputSpec
 from keystone.actors.session import SessionActor, SessionSpec
-from keystone.actors.supervisor import COMMITTER, SESSION, Supervisor
+from keystone.actors.supervisor import Supervisor
 from keystone.bench.plan import SEGMENTS, BenchPlan
 from keystone.config import Config
 from keystone.routes import LAKE

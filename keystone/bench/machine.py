@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,9 +89,10 @@ class CpuMeter:
     """
 
     part_of: Callable[[int], str]
-    _first: dict[int, float] = field(default_factory=dict)
-    _last: dict[int, float] = field(default_factory=dict)
-    _parts: dict[int, str] = field(default_factory=dict)
+    elsewhere: Callable[[], Iterable[tuple[str, str, float, int]]] = lambda: ()  # of processes that are not below us: key, part, CPU s, bytes
+    _first: dict[int | str, float] = field(default_factory=dict)
+    _last: dict[int | str, float] = field(default_factory=dict)
+    _parts: dict[int | str, str] = field(default_factory=dict)
     _is_open: bool = False
     rss_max_bytes: int = 0
     private_max_bytes: int = 0
@@ -114,15 +115,21 @@ class CpuMeter:
                 rss += memory.rss
                 private += memory.rss - memory.shared
                 by_part[part] = by_part.get(part, 0) + memory.rss
-                if self._is_open:
-                    used_s = times.user + times.system
-                    self._first.setdefault(process.pid, used_s if is_first else 0.0)
-                    self._last[process.pid] = used_s
-                    self._parts[process.pid] = part
+                self._note(process.pid, part, times.user + times.system, is_first=is_first)
+        for key, part, used_s, rss_bytes in self.elsewhere():
+            rss, private = rss + rss_bytes, private + rss_bytes
+            by_part[part] = by_part.get(part, 0) + rss_bytes
+            self._note(key, part, used_s, is_first=is_first)
         self.rss_max_bytes = max(self.rss_max_bytes, rss)
         self.private_max_bytes = max(self.private_max_bytes, private)
         for part, used in by_part.items():
             self.rss_by_part_bytes[part] = max(self.rss_by_part_bytes.get(part, 0), used)
+
+    def _note(self, key: int | str, part: str, used_s: float, *, is_first: bool) -> None:
+        if self._is_open:
+            self._first.setdefault(key, used_s if is_first else 0.0)
+            self._last[key] = used_s
+            self._parts[key] = part
 
     def close(self) -> dict[str, float]:
         """End the window; CPU seconds by part."""

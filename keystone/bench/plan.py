@@ -58,6 +58,7 @@ class Options:
     keep_log: bool = False
     chaos: str | None = None
     elastic: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from keystone.bench.chaos_report import Ordeal, chaos_section, recovery_section
@@ -35,6 +36,7 @@ class Measured:
     lag: list[LagSample] = field(default_factory=list)
     log_full_ms: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)  # by PARTS
+    loop_cpu_s: float = 0.0  # of the session actors' loops, a part of ``sessions``: each is one thread
     broker_cpu_s: float | None = None  # of Kafka's brokers on this machine, in no sum
     rss_max_bytes: int = 0
     private_max_bytes: int = 0
@@ -50,6 +52,9 @@ class Measured:
     config: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth telling, no reason to fail: a restart that lost nothing
+    nodes: list[dict[str, Any]] = field(default_factory=list)  # of a cluster
+    moves_ms: list[float] = field(default_factory=list)  # of partitions from one living owner to another
+    recoveries_ms: list[float] = field(default_factory=list)  # of partitions whose owner was lost though nobody meant it
     unit_events_per_s: float | None = None
     ordeal: Ordeal | None = None  # where faults struck on purpose
 
@@ -95,6 +100,12 @@ def build_report(m: Measured) -> dict[str, Any]:
         "seed": m.plan.seed,
         "start_ms": m.start_ms,
     }
+    if m.nodes:
+        report["nodes"] = m.nodes
+    if m.moves_ms:
+        report["moves_ms"] = quantiles(np.array(m.moves_ms)).as_dict()
+    if m.recoveries_ms:
+        report["recovery_ms"] = quantiles(np.array(m.recoveries_ms)).as_dict()
     if m.ordeal is not None:
         report["chaos"], report["recovery_ms"] = chaos_section(m.ordeal, m.events), recovery_section(m.ordeal)
     if m.unit_events_per_s:
@@ -142,10 +153,11 @@ def _ledger(sums: Sums) -> dict[str, int | None]:
 def _cpu(m: Measured) -> dict[str, float | None]:
     events = m.events
     if events == 0:
-        return dict.fromkeys((*PARTS, "total", "broker"))
+        return dict.fromkeys((*PARTS, "total", "loop", "broker"))
     parts: dict[str, float | None] = {part: round(m.cpu_s.get(part, 0.0) * 1e6 / events, 4) for part in PARTS}
     broker = None if m.broker_cpu_s is None else round(m.broker_cpu_s * 1e6 / events, 4)
-    return {**parts, "total": round(sum(m.cpu_s.values()) * 1e6 / events, 4), "broker": broker}
+    total, loop = (round(used * 1e6 / events, 4) for used in (sum(m.cpu_s.values()), m.loop_cpu_s))
+    return {**parts, "total": total, "loop": loop, "broker": broker}
 
 
 def _memory(m: Measured) -> dict[str, Any]:

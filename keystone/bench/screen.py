@@ -136,13 +136,26 @@ def _onward(r: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _nodes(r: dict[str, Any]) -> list[str]:
+    """Of a cluster: what was where. Latencies between two nodes are as true as their clocks."""
+    lines = []
+    for node in r.get("nodes", []):
+        clock = f", clock {node['clock_ms']:+.1f} ms" if node["clock_ms"] is not None else ""
+        lines.append(f"node      {node['address']}: {node['session_actors']} session and {node['fleet_actors']} fleet actors{clock}")
+    if lines and "moves_ms" in r:
+        lines.append(f"moves     of partitions to other owners, ms: p50 {ms(r['moves_ms']['p50'])}, max {ms(r['moves_ms']['max'])}")
+    if lines and "recovery_ms" in r:
+        lines.append(f"recovery  of lost partitions, ms: p50 {ms(r['recovery_ms']['p50'])}, max {ms(r['recovery_ms']['max'])}")
+    return lines
+
+
 def _machine(r: dict[str, Any]) -> list[str]:
     m, v = r["machine"], r["versions"]
     if not m:
         return []
     load = " ".join(f"{x:.2f}" for x in m["load_average"])
     shown = ", ".join(f"{name} {v[name]}" for name in ("ray", "numpy", "numba", "polars", "pyarrow") if name in v)
-    return [f"machine   {m['cpu']}, {m['cores']} cores, {m['memory_mib']:,} MiB, load before {load}", f"          Python {m['python']}, {shown}"]
+    return [*_nodes(r), f"machine   {m['cpu']}, {m['cores']} cores, {m['memory_mib']:,} MiB, load before {load}", f"          Python {m['python']}, {shown}"]
 
 
 def print_final(report: dict[str, Any]) -> None:

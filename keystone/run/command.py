@@ -9,11 +9,10 @@ from typing import Any
 
 import click
 
-from keystone.run.options import CONTEXT, check_target, config_options, load_config
+from keystone.run.options import CONTEXT, ActorCount, check_target, config_options, load_config
 from keystone.run.places import CHECKPOINT, CONSOLE, ICEBERG, NONE, PARQUET
 
 EXIT_FAIL = 1
-PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send is not known to a run
 
 
 @click.command("run", context_settings=CONTEXT)
@@ -33,7 +32,19 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
 @click.option(
     "--elastic", default=None, metavar="URL", help="Alerts, sessions and cohorts go to that search server's indices: http[s]://HOST[:9200].  [default: nowhere]"
 )
-@click.option("--session-actors", type=click.IntRange(1, 1_024), default=None, help="Processes that own partitions.  [default: by cores]")
+@click.option(
+    "--session-actors",
+    type=ActorCount(),
+    default=None,
+    metavar="auto|N",
+    help="Processes that own partitions; auto: what the cores, or the nodes of a cluster, are for.  [default: auto]",
+)
+@click.option(
+    "--address",
+    default=None,
+    metavar="auto|HOST:PORT",
+    help="Run on that Ray cluster, from Kafka, with state and lake where all nodes reach them.  [default: a Ray of our own; in a job of ray job submit: auto]",
+)
 @click.option(
     "--from",
     "begin",
@@ -45,6 +56,7 @@ PROMISE_MS = 3_000.0  # from append to visible here: when devices meant to send 
     "--until-idle", type=click.FloatRange(0.1), default=None, metavar="SECONDS", help="End after this long without a record (30 s at least before the first)."
 )
 @click.option("--story/--no-story", "story", default=None, help="Show sessions as they go.  [default: on a terminal, or with --actions console]")
+@click.option("--detach", default=None, metavar="NAME", help="Begin it on the cluster and leave: it goes on by itself (keystone status, keystone stop NAME).")
 @click.option("--report", type=click.Path(dir_okay=False), default=None, help="Write what the run did here, as JSON.")
 @config_options
 def run_command(**given: Any) -> None:
@@ -61,30 +73,34 @@ def run_command(**given: Any) -> None:
 
 
 def _run(given: dict[str, Any], config: Any, stop: Any) -> int:
-    from keystone.bench.machine import usable_cores
-    from keystone.config import origin_of_routes
-    from keystone.run.places import Options, resolve
+    if given["detach"] is not None:
+        from keystone.run.detached import detach
+
+        return detach(given, config)
+    return _attended(given, config, stop)
+
+
+def _attended(given: dict[str, Any], config: Any, stop: Any) -> int:
+    from keystone.actors.runtime import cluster_address
+    from keystone.run.places import resolve
+    from keystone.run.results import options_of, report_of
     from keystone.run.screen import StoryScreen
     from keystone.run.service import Service
 
     check_target("--report", given["report"])
-    names = ("log", "lake", "actions", "dead_letters", "state", "lake_format", "elastic")
-    options = Options(
-        **{name: given[name] if given[name] is not None else getattr(config.run, name) for name in names},
-        begin=given["begin"],
-        origin=origin_of_routes(given["config_file"]),
-    )
-    places = resolve(options, config)
-    actors = min(places.partitions, given["session_actors"] or max(1, usable_cores() - 1))
+    places = resolve(options_of(given, config), config)
     has_story = given["story"] if given["story"] is not None else (sys.stdout.isatty() or places.actions == CONSOLE) and places.actions != NONE
-    service = Service(places, config, session_actors=actors, has_story=has_story, until_idle_s=given["until_idle"])
+    service = Service(
+        places, config, session_actors=given["session_actors"], has_story=has_story, until_idle_s=given["until_idle"],
+        address=cluster_address(given["address"]),
+    )  # fmt: skip
     with StoryScreen(shows_story=has_story) as screen:
         for remark in places.remarks:
             screen.say(remark, "yellow")
         screen.say("starting: the first run on a machine compiles for about a minute")
         result = service.run(screen, stop.is_asked, stop.install)
     if given["report"] is not None:
-        _write_report(Path(given["report"]), result, places, config)
+        _write_report(Path(given["report"]), report_of(result, places, config))
     return _print(result)
 
 
@@ -109,39 +125,7 @@ def _print(result: Any) -> int:
     return EXIT_FAIL if found else 0
 
 
-def _write_report(path: Path, result: Any, places: Any, config: Any) -> None:
+def _write_report(path: Path, report: dict[str, Any]) -> None:
     import orjson
 
-    from keystone.run.service import failures
-
-    report = {
-        "log": str(places.log),
-        "actions": places.actions,
-        "partitions": places.partitions,
-        "start_offsets": places.start_offsets,
-        "next_offsets": result.next_offsets,
-        "seconds": round(result.seconds, 3),
-        "ledger": result.ledger.as_dict(),
-        "alerts": result.alerts,
-        "sessions": result.sessions,
-        "session_rows": result.session_rows,
-        "lake_rows": result.lake_rows,
-        "dead_letters": result.dead_letters,
-        "dead_letters_run": places.output.run or None,
-        "dead_letters_not_kept": result.dead_letters_not_kept,
-        "gaps": result.gaps,
-        "gap_list": result.gap_list,
-        "latency_ms": {"detect": result.detect.summary()},
-        "within_3s": result.detect.share_within(PROMISE_MS),
-        "log_metrics": result.log_metrics,
-        "restarts": result.restarts,
-        "fenced_writes": result.fenced_writes,
-        "recoveries": result.recoveries,
-        "checkpoints": result.checkpoints,
-        "commits": result.commits,
-        "routing": result.routing,
-        "cohorts": result.cohorts,
-        "failures": failures(result),
-        "config": config.model_dump(mode="json"),
-    }
     path.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))

@@ -12,7 +12,22 @@ import click
 from keystone.config import Config, load
 from keystone.errors import UsageError
 
+ACTORS_MAX = 1_024
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+class ActorCount(click.ParamType[int | None]):
+    """A number of actors, or ``auto``: None."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """``click.BadParameter`` for anything else."""
+        if value is None or value == "auto":
+            return None
+        if not str(value).isdecimal() or not 1 <= int(value) <= ACTORS_MAX:
+            self.fail(f"{value!r} is neither auto nor a number from 1 to {ACTORS_MAX:,}", param, ctx)
+        return int(value)
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from keystone.actors.cohort_sinks import CohortSinks, wants_cohorts
 from keystone.actors.committer import CommitterActor, CommitterSpec
+from keystone.actors.growth import Growth
 from keystone.actors.loop import BUILD_PATIENCE_S, OVER
+from keystone.actors.nodes import Placement, ask_nodes
 from keystone.actors.owned import PartitionTotals
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.session import SessionActor, SessionSpec, SessionTotals
@@ -28,8 +31,8 @@ from keystone.log.url import EmbeddedUrl, LogUrl, open_embedded
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram, Ledger
 from keystone.routes import CONSOLE
+from keystone.run.cluster import check_places, fitted, joined
 from keystone.run.places import PARQUET, SPOOL, Places
-from keystone.run.screen import StoryScreen
 from keystone.sinks.plain_lake import staging_of
 
 LOOK_EVERY_S: Final = 0.25
@@ -100,12 +103,26 @@ class RunResult:
             self.faults.append(f"{totals.name}: {totals.undelivered} deliveries were not acknowledged in time")
 
 
+class Screen(Protocol):
+    """Who shows a run to people (``screen.StoryScreen``), or keeps it for those who ask."""
+
+    def say(self, line: str, style: str | None = None) -> None: ...
+    def tell(self, scenes: list[dict[str, Any]]) -> None: ...
+    def status(self, at_s: float, seen: dict[str, Any]) -> None: ...
+
+
 class Service:
     """``run`` it once. ``is_stopped`` is asked a few times a second."""
 
-    def __init__(self, places: Places, config: Config, *, session_actors: int, has_story: bool, until_idle_s: float | None) -> None:
+    def __init__(
+        self, places: Places, config: Config, *, session_actors: int | None, has_story: bool, until_idle_s: float | None, address: str | None = None
+    ) -> None:
         self._places, self._config = places, config
-        self._actors = session_actors
+        self._wanted = session_actors
+        self._actors, self._standbys = 1, 0
+        self._address = address
+        self._placement = Placement()
+        self._growth: Growth | None = None
         self._has_story = has_story
         self._until_idle_s = until_idle_s
         self._started_s = 0.0
@@ -116,30 +133,33 @@ class Service:
         self._has_console = any(route.sink == CONSOLE for route in config.routes)
         self._lines: dict[str, Any] = {}
 
-    def run(self, screen: StoryScreen, is_stopped: Callable[[], bool], on_ray: Callable[[], None] = lambda: None) -> RunResult:
+    def run(self, screen: Screen, is_stopped: Callable[[], bool], on_ray: Callable[[], None] = lambda: None) -> RunResult:
         """Start, watch, end; the result. ``on_ray``: called when Ray has started (it takes signals over)."""
         work_dir = Path(tempfile.mkdtemp(prefix="keystone-run-"))
         # In a session of its own: Ctrl-C is ours, there it would end in a traceback.
         warming = subprocess.Popen([sys.executable, "-c", "from keystone.kernels import warm; warm()"], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
-            with RayRuntime(work_dir):
+            with RayRuntime(work_dir, self._address):
                 on_ray()
+                self._placement = joined() if self._address is not None else Placement()
+                check_places(places := self._places, self._config, self._placement)
+                self._actors, self._standbys = fitted(self._wanted, places.partitions, self._config.checkpoint.standbys, self._placement)
                 if _ended(warming, is_stopped) != 0:
                     raise UsageError("the kernels do not compile here: see the message above")
                 if is_stopped():
                     return RunResult()
-                return self._supervised(Supervisor(work_dir), work_dir, screen, is_stopped)
+                return self._supervised(Supervisor(work_dir, self._placement), work_dir, screen, is_stopped)
         finally:
             if warming.poll() is None:
                 warming.terminate()
                 warming.wait()
             shutil.rmtree(work_dir, ignore_errors=True)
 
-    def _supervised(self, supervisor: Supervisor, work_dir: Path, screen: StoryScreen, is_stopped: Callable[[], bool]) -> RunResult:
+    def _supervised(self, supervisor: Supervisor, work_dir: Path, screen: Screen, is_stopped: Callable[[], bool]) -> RunResult:
         result, places = RunResult(), self._places
         try:
             self._build(supervisor, work_dir)
-            standbys = range(self._actors, self._actors + self._config.checkpoint.standbys)
+            standbys = range(self._actors, self._actors + self._standbys)
             appoint(supervisor, range(places.partitions), self._actors, later=map(_name, standbys))
             supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=is_stopped)
             supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=is_stopped)
@@ -148,6 +168,11 @@ class Service:
             screen.say(self._headline())
             self._add_session_actors(supervisor, standbys)  # now: their start would have kept the others from theirs
             self._cohorts = self._open_cohorts()
+            if self._wanted is None and not isinstance(places.log, EmbeddedUrl):
+                self._growth = Growth(
+                    partial(self._add_session_actors, supervisor), partial(check_places, places, self._config), _name,
+                    self._actors, self._actors + self._standbys, places.partitions, self._standbys,
+                )  # fmt: skip
             self._watch(supervisor, screen, is_stopped)
             self._end(supervisor, screen, result)
         except SupervisionError as error:
@@ -155,13 +180,16 @@ class Service:
         finally:
             result.seconds = time.monotonic() - self._started_s if self._started_s else 0.0
             supervisor.stop()
+            if self._placement.is_spread:
+                ask_nodes([node for node in self._placement.nodes if not node.is_ours], "remove", str(work_dir))
         return result
 
     def _headline(self) -> str:
         places = self._places
         lake = f", lake {places.lake}" if places.lake is not None else ""
+        nodes = f" on {len(self._placement.nodes)} nodes" if self._placement.is_joined else ""
         index = f", index {places.sinks.elastic}" if places.sinks is not None and places.sinks.elastic is not None else ""
-        return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors), actions to {places.actions}{lake}{index}"
+        return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors{nodes}), actions to {places.actions}{lake}{index}"
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
         places, config = self._places, self._config
@@ -190,9 +218,11 @@ class Service:
             supervisor.add("session", _name(number), "nothing yet", SessionActor, replace(self._spec, name=_name(number)))
 
     # --- watching ---------------------------------------------------------------------------------------------------------
-    def _watch(self, supervisor: Supervisor, screen: StoryScreen, is_stopped: Callable[[], bool]) -> None:
+    def _watch(self, supervisor: Supervisor, screen: Screen, is_stopped: Callable[[], bool]) -> None:
         while not is_stopped() and not supervisor.faults():
             supervisor.poll()
+            if self._growth is not None and (line := self._growth.tick(supervisor)) is not None:
+                screen.say(line)
             self._pass_on(supervisor)
             self._tell(supervisor, screen)
             if self._cohorts is not None:
@@ -203,7 +233,7 @@ class Service:
                 return
             time.sleep(LOOK_EVERY_S)
 
-    def _tell(self, supervisor: Supervisor, screen: StoryScreen) -> None:
+    def _tell(self, supervisor: Supervisor, screen: Screen) -> None:
         """Fetch what there is to show, in order of time; waits for nobody."""
         if self._has_console:
             told = [lines for _, lines in supervisor.gather("session", "lines", self._lines)]
@@ -272,7 +302,7 @@ class Service:
         return bool(silent_s >= (needed_s if seen["received"] else max(needed_s, FIRST_RECORD_WAIT_S)))
 
     # --- ending -----------------------------------------------------------------------------------------------------------
-    def _end(self, supervisor: Supervisor, screen: StoryScreen, result: RunResult) -> None:
+    def _end(self, supervisor: Supervisor, screen: Screen, result: RunResult) -> None:
         result.faults += supervisor.faults()
         supervisor.order("session", "finish")
         if not supervisor.wait_until(OVER, "session", seconds=CLOSE_MAX_S) and not supervisor.faults():

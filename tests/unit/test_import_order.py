@@ -25,7 +25,7 @@ LAYERS = (
     {*ROUTES, "pipeline", "checkpoint", "checkpoint_format", "ownership"},
     {"log", "sinks", "sim", "testing"},
     {"actors"},
-    {"audit", "bench", "replay", "run", "web", "cli", "__main__"},
+    {"audit", "bench", "capacity", "replay", "report", "run", "web", "cli", "__main__"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -268,6 +268,31 @@ def test_a_trail_is_told_when_each_alert_became_visible(tmp_path: Path) -> None:
     assert moments["visible"].to_list() == [APPENDED_MS + 10.0, APPENDED_MS + 20.0]
 
 
+def test_what_is_in_the_topic_and_not_on_the_trail_of_its_dead_owner_is_noted_once(tmp_path: Path) -> None:
+    before, sink = topic_output(tmp_path)
+    before.send(delivery(1, alert(1), alert(3)))
+    sink.end(0)
+    assert offsets(before.finished()) == []  # alert 3 was acknowledged as its owner died
+    before.close()
+    earlier, sink = topic_output(tmp_path)
+    earlier.send(delivery(1, alert(1)))
+    sink.end(0)
+    assert offsets(earlier.finished()) == [1]
+    earlier.close()
+    began_ms = time.time() * 1_000
+    output, sink = topic_output(tmp_path, epoch=2, marks=[{}])
+    output.send(delivery(1, alert(1), alert(2), alert(3)))
+    assert [item.what for item in sink.items] == [alert(2)]
+    sink.end(0)
+    assert offsets(output.finished()) == [1]
+    output.close()
+    assert sorted(said_in(tmp_path)) == ["d-1", "d-2", "d-3"]
+    moments = read_moments(moments_path(tmp_path, trail_name(5, 2)))
+    late = moments.filter(alert_id=alert(3).alert_id)["visible"].to_list()
+    assert len(late) == 1
+    assert late[0] >= began_ms
+
+
 @pytest.mark.parametrize("state", ["pending", "unknown"])
 def test_an_end_waits_for_what_is_under_way_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     monkeypatch.setattr(outputs, "CLOSE_WAIT_S", 0.1)

@@ -19,7 +19,7 @@ import keystone
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = ("requirements.lock", "requirements.txt")
+LOCKS = ("requirements.lock", "requirements.txt", "deploy/requirements.lock")
 DOCUMENTS = (
     "README.md",
     "CHANGELOG.md",
@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/operations.md",
     "docs/routes.md",
     "benchmarks/README.md",
+    "deploy/README.md",
 )
 PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 
@@ -66,9 +67,10 @@ def test_locks_name_no_registry_and_no_path(lock):
     assert "://" not in text_of(lock)
 
 
-def test_the_lock_has_a_hash_for_everything():
-    blocks = re.split(r"\n(?=[a-z0-9])", text_of("requirements.lock").strip())
-    assert len(blocks) == len(requirements_of("requirements.lock")) > 30
+@pytest.mark.parametrize("lock", ["requirements.lock", "deploy/requirements.lock"])
+def test_the_lock_has_a_hash_for_everything(lock):
+    blocks = re.split(r"\n(?=[a-z0-9])", text_of(lock).strip())
+    assert len(blocks) == len(requirements_of(lock)) > 30
     for block in blocks:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block.splitlines()[0]
 
@@ -76,22 +78,31 @@ def test_the_lock_has_a_hash_for_everything():
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_locks_hold_what_the_project_asks_for(lock, python):
-    asked = PROJECT["project"]["dependencies"] + (PROJECT["dependency-groups"]["dev"] if lock.endswith(".lock") else [])
+    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
+    optional = project["optional-dependencies"]
+    more = {"requirements.lock": [*groups["dev"], *optional["notebooks"]], "deploy/requirements.lock": optional["cluster"]}
+    asked = project["dependencies"] + more.get(lock, [])
     versions = pinned(lock, python)
     for requirement in map(Requirement, asked):
         assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 
-def test_both_locks_agree():
+def test_the_locks_agree():
     for python in PYTHONS:
-        assert pinned("requirements.txt", python).items() <= pinned("requirements.lock", python).items()
+        own, developers, nodes = (pinned(lock, python) for lock in ("requirements.txt", "requirements.lock", "deploy/requirements.lock"))
+        assert own.items() <= developers.items()
+        assert own.items() <= nodes.items()
+        assert all(developers[name] == nodes[name] for name in developers.keys() & nodes.keys())
 
 
 def test_what_is_imported_is_asked_for():
     """An import that only a transitive dependency provides breaks on somebody else's machine."""
-    asked = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]} | {"llvmlite"}  # a part of numba, pinned by it
+    notebooks = PROJECT["project"]["optional-dependencies"]["notebooks"]
+    base = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]} | {"llvmlite"}  # a part of numba, pinned by it
+    every = base | {canonicalize_name(Requirement(line).name) for line in notebooks}
     owners = importlib.metadata.packages_distributions()
     for path in (ROOT / "keystone").rglob("*.py"):
+        asked = every if path.parent.name == "report" else base
         for name in re.findall(r"^\s*(?:import|from) ([a-z_0-9]+)", path.read_text("utf-8"), re.MULTILINE):
             if name not in {*sys.stdlib_module_names, "keystone"}:
                 assert {canonicalize_name(owner) for owner in owners.get(name, ())} & asked, f"{path}: {name}"
@@ -134,6 +145,7 @@ def test_make_lists_every_command():
     ("target", "command"),
     [
         ("bench", "python -m keystone.bench --eps 1000000"),
+        ("report", "python -m keystone.bench --eps 100000 --seconds 20 --report"),
         ("test", "python -m pytest -n 2 --dist loadscope --no-loadscope-reorder"),
         ("test-fast", 'pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search"'),
     ],

@@ -38,6 +38,7 @@ def measured() -> Measured:
         sums=Sums(20_000_000, 20_000_000, 20_000_000, 19_000_000, 1_000_000, 0, 20_000_000),
         lag=[LagSample(t / 4, 40_000 + t % 3) for t in range(80)],
         cpu_s={"fleet": 7.0, "sessions": 14.0, "other": 0.5},
+        loop_cpu_s=10.0,
         rss_max_bytes=4 << 30,
         private_max_bytes=2 << 30,
         rss_by_part_bytes={"fleet": 1 << 30},
@@ -74,7 +75,7 @@ def test_numbers_of_a_good_run() -> None:
     assert report["latency_ms"]["end_to_end"]["max"] == 503.0
     assert report["latency_ms"]["detect"]["max"] == 4.0
     assert report["within_3s"] == 1.0
-    assert report["cpu_us_per_event"] == {"fleet": 0.35, "sessions": 0.7, "other": 0.025, "total": 1.075, "broker": None}
+    assert report["cpu_us_per_event"] == {"fleet": 0.35, "sessions": 0.7, "other": 0.025, "total": 1.075, "loop": 0.5, "broker": None}
     assert report["memory"]["bytes_per_session"] == 148.0
     assert report["unit"]["achieved_units"] == pytest.approx(1.818, abs=1e-3)
 

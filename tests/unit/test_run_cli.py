@@ -27,6 +27,7 @@ from keystone.pipeline import PartitionPipeline
 from keystone.run import command, service
 from keystone.run.options import setting
 from keystone.run.places import EARLIEST, ICEBERG, LATEST, PARQUET, Options, Places, check_lake, resolve
+from keystone.run.results import report_of
 from keystone.run.service import RunResult, Service, failures
 from keystone.run.topics import milliseconds
 from keystone.sinks.lake import LakeWriter
@@ -351,7 +352,7 @@ def test_a_report_is_json(tmp_path: Path) -> None:
     result = RunResult()
     result.add(totals(next_offset=5), {})
     places = Places(EmbeddedUrl(Path("/log")), 1, {0: 2}, OutputSpec(), None, ICEBERG, None, {}, "console")
-    command._write_report(tmp_path / "report.json", result, places, Config())
+    command._write_report(tmp_path / "report.json", report_of(result, places, Config()))
     report = json.loads((tmp_path / "report.json").read_bytes())
     assert (report["start_offsets"], report["next_offsets"], report["log"]) == ({"0": 2}, {"0": 5}, "embedded:/log")
     assert "sasl_password" not in json.dumps(report["config"]) or report["config"]["kafka"]["sasl_password"] is None
