@@ -3,10 +3,10 @@
     python -m benchmarks.plan --fit                                       # keeps results/plan_LOG_low|high.json: name them in tools/fit_rates.py
     python -m benchmarks.plan --json benchmarks/results/plan.json         # predicted against found, over both logs
 
-``--fit`` runs two rates over each log, with u; the higher one must be near what the machine sustains, or an event seems dearer than it is there. The
-comparison takes the kept model at this machine's speed (``plan --here``: u alone is measured, anew). Kafka's broker is started for it, on the
-same cores. A search probes for 12 s and confirms for ``--seconds``: some 6 minutes a log. What other programs took meanwhile is measured, and a second
-prediction made for the cores that they left: u is CPU time, and does not see them.
+``--fit`` keeps the rate that a search confirms over each log, and a quarter of it, with the machine's speed before and after. The comparison takes the
+kept model at this machine's speed (what ``keystone plan`` does), and a search. Kafka's broker is started for it, on the same cores. A search probes
+for 12 s and confirms for ``--seconds``: some 4 minutes a log. What other programs took meanwhile is measured, and a second prediction made for
+the cores that they left.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from typing import Any, Self
 import psutil
 
 from benchmarks.measure import report
+from keystone.bench.speed import measure_speed
 from keystone.capacity.rates import LOGS, PARTS, kept
 from keystone.capacity.sustained import sustained
 from keystone.run.plan_measure import here
 
 RESULTS = Path(__file__).parent / "results"
-#: Of what the machine should sustain, at which benches are kept: see keystone/run/plan_measure.py.
-FIT_EPS = {"embedded": (100_000, 400_000), "kafka": (50_000, 200_000)}
+FIT_FROM_EPS = {"embedded": 600_000, "kafka": 150_000}  # where searches begin
+LOW_SHARE = 0.25  # of what a search found: a rate at which what is spent at any rate shows
 SAMPLE_S = 1.0
 DEVICE_S = 5
 
@@ -101,20 +102,28 @@ def bench(words: list[str]) -> dict[str, Any]:
         return json.loads(found.read_text())
 
 
-def keep(name: str, words: list[str], result: dict[str, Any]) -> None:
-    told = {"benchmark": name, "command": " ".join(["python -m keystone.bench", *words]), **result}
+def keep(name: str, words: list[str]) -> dict[str, Any]:
+    before = measure_speed()
+    result = bench(words)
+    speed = round((before + measure_speed()) / 2)
+    if result["verdict"] != "pass":
+        sys.exit(f"{name}: {result['verdict']}: {result['reasons']}: it is not kept")
+    shown = ["kafka://127.0.0.1:9092" if word.startswith("kafka://") else word for word in words]
+    told = {"benchmark": name, "command": " ".join(["python -m keystone.bench", *shown]), "speed_events_per_s": speed, **result}
     (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
+    return result
 
 
 def fit(logs: list[str], seconds: int) -> None:
+    """The highest rate that a search confirms, and a low one, of each log: what ``tools/fit_rates.py`` makes the kept model of."""
     for log in logs:
         with log_url(log) as url:
-            for which, eps in zip(("low", "high"), FIT_EPS[log], strict=True):
-                words = [*url, "--eps", str(eps), "--seconds", str(seconds), "--devices", str(eps * DEVICE_S), "--unit"]
-                result = bench(words)
-                if result["verdict"] != "pass":
-                    sys.exit(f"{log} at {eps:,} events/s: {result['verdict']}: {result['reasons']}: nothing is kept")
-                keep(f"plan_{log}_{which}", ["kafka://127.0.0.1:9092" if word.startswith("kafka://") else word for word in words], result)
+            eps, told = FIT_FROM_EPS[log], ["--seconds", str(seconds)]
+            words = [*url, "--search", "--eps", str(eps), "--devices", str(eps * DEVICE_S), *told]
+            high = keep(f"plan_{log}_high", words)
+            eps = round(high["achieved_eps"] * LOW_SHARE, -3)
+            words = [*url, "--eps", f"{eps:.0f}", "--devices", f"{eps * DEVICE_S:.0f}", *told]
+            keep(f"plan_{log}_low", words)
 
 
 def compare(log: str, seconds: int) -> dict[str, Any]:
@@ -128,7 +137,8 @@ def compare(log: str, seconds: int) -> dict[str, Any]:
     return {
         "log": log, "predicted eps": round(said.eps), "found eps": found, "predicted to found": round(said.eps / found, 3) if found else None,
         "cores of others": round(others.cores, 3), "predicted of what they left": round(left), "left to found": round(left / found, 3) if found else None,
-        "limit": said.limit, "u": rates.unit_events_per_s, "us an event, predicted": round(sum(rates[f"{log}_{part}_busy_us"] for part in PARTS), 3),
+        "limit": said.limit, "speed": rates.speed_events_per_s, "speed after": round(measure_speed()),
+        "us an event, predicted": round(sum(rates[f"{log}_{part}_busy_us"] for part in PARTS), 3),
         "us an event, found": result["cpu_us_per_event"]["total"], "broker us, found": result["cpu_us_per_event"].get("broker"),
         "loop us, predicted": round(rates[f"{log}_loop_busy_us"], 3), "loop us, found": result["cpu_us_per_event"]["loop"],
         "load before": result["machine"]["load_average"], "probes": [(probe["eps"], probe["verdict"]) for probe in result["search"]],

@@ -18,9 +18,9 @@ from keystone.capacity.fitting import busy_share, fit  # noqa: E402
 from keystone.capacity.rates import FIGURES, SCHEMA  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-#: Two rates of each log, on one machine, with u measured beside the higher one.
-PAIRS = {"embedded": ("bench_20k", "bench_1m"), "kafka": ("bench_kafka_20k", "bench_kafka_400k")}
-BUSIEST = "bench_search"  # the highest rate that was found by searching
+#: Two rates of each log: the highest that a search confirmed, and a quarter of it (``python -m benchmarks.plan --fit``). Speed was measured around both.
+PAIRS = {"embedded": ("plan_embedded_low", "plan_embedded_high"), "kafka": ("plan_kafka_low", "plan_kafka_high")}
+MODEL = "plan_embedded_high"  # whose machine and speed the figures are for
 DIGITS = 6
 
 
@@ -39,21 +39,21 @@ def figures() -> dict[str, tuple[float, str]]:
     """Every figure and the file and key it comes from."""
     found: dict[str, tuple[float, str]] = {}
     for log, (low, high) in PAIRS.items():
-        for name, value in fit(result(low), result(high)).items():
+        for name, value in fit(at_one_speed(low), at_one_speed(high)).items():
             found[f"{log}_{name}"] = value, f"{low}.json, {high}.json: cpu_us_per_event"
-        found |= loops(log, found)
-        found[f"{log}_busy_share"] = busy_share(result(BUSIEST)), f"{BUSIEST}.json: achieved_eps x cpu_us_per_event"
+        found[f"{log}_busy_share"] = busy_share(result(high)), f"{high}.json: achieved_eps x cpu_us_per_event"
     return found | traffic() | state() | index()
 
 
-def loops(log: str, found: dict[str, tuple[float, str]]) -> dict[str, tuple[float, str]]:
-    """Of reports that are older than ``cpu_us_per_event.loop``: as much of ``sessions`` as one core takes from bytes to Parquet."""
-    if found[f"{log}_loop_us"][0] > 0:
-        return {}
-    whole, unit = row("processor", what="decode to Parquet (wall, one core)"), row("processor", what="polars.read_ndjson")
-    us = whole["us/event"] * unit["M events/s"] * 1e6 / result(PAIRS["embedded"][1])["unit"]["events_per_s"]
-    source = "processor.json: decode to Parquet (wall, one core), at the speed of bench_1m.json"
-    return {f"{log}_loop_{kind}": (min(us, found[f"{log}_sessions_{kind}"][0]), source) for kind in ("us", "busy_us")}
+def speed(name: str) -> float:
+    """Of a core around a result, events/s (``keystone/bench/speed.py``)."""
+    return float(result(name)["speed_events_per_s"])
+
+
+def at_one_speed(name: str) -> dict[str, Any]:
+    """A result as it would be at the model's speed: a shared machine's speed changes from one minute to the next."""
+    found, factor = result(name), speed(name) / speed(MODEL)
+    return found | {"cpu_us_per_event": {part: us if us is None else us * factor for part, us in found["cpu_us_per_event"].items()}}
 
 
 def traffic() -> dict[str, tuple[float, str]]:
@@ -95,12 +95,12 @@ def index() -> dict[str, tuple[float, str]]:
 
 def made() -> dict[str, Any]:
     """What the file holds."""
-    told, high = figures(), result(PAIRS["embedded"][1])
+    told, high = figures(), result(MODEL)
     return {
         "schema": SCHEMA,
         "machine": high["machine"]["cpu"],
         "cores": high["machine"]["cores"],
-        "unit_events_per_s": high["unit"]["events_per_s"],
+        "speed_events_per_s": speed(MODEL),
         "figures": {name: {"value": round(told[name][0], DIGITS), "source": told[name][1]} for name in FIGURES},
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 TOLERANCE = 0.05  # the gap between the highest pass and the lowest fail, as a share of the pass, at which to stop
 PROBES_MAX = 12
 RATE_MIN = 1_000.0  # events/s; nothing below is worth finding
+DEMOTE_SHARE = 0.1  # of a rate that did not confirm: the next one is so much lower at most
 RATE_STEP = 1_000.0  # probes are whole thousands: rates that people can type
 
 
@@ -50,8 +51,13 @@ class RateSearch:
             self.worst = min(self.worst, rate)
 
     def demote(self) -> float:
-        """The confirming run at ``best`` failed: take it for a failure and return the next lower pass (0 if none)."""
+        """The confirming run at ``best`` failed: the next rate to confirm. The next lower pass, but a tenth lower at most; 0 below ``RATE_MIN``.
+
+        What passes for a short while and fails for a longer one is often little too much, and the next lower pass may be half of it.
+        """
         failed = self.best
         self.worst = min(self.worst, failed)
-        self.best = max((rate for rate, passed in self.probes if passed and rate < failed), default=0.0)
+        passed = max((rate for rate, passed in self.probes if passed and rate < failed), default=0.0)
+        nearer = failed * (1 - DEMOTE_SHARE) // RATE_STEP * RATE_STEP
+        self.best = max(passed, nearer if nearer >= RATE_MIN else 0.0)
         return self.best

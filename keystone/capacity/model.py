@@ -16,8 +16,11 @@ MEMORY_SHARE = 0.8  # of a machine's memory; the rest is the system's, and page 
 MONTH_S = HOURS_A_MONTH * 3_600
 
 
-def plan(demand: Demand, rates: Rates, prices: Prices, config: Config) -> Plan:
-    """``UsageError`` where the load cannot be carried as asked: a type of machine that is not there, an embedded log on many machines."""
+def plan(demand: Demand, rates: Rates, prices: Prices, config: Config, ours: Rates | None = None) -> Plan:
+    """``UsageError`` where the load cannot be carried as asked: a type of machine that is not there, an embedded log on many machines.
+
+    ``ours``: the model of this machine, where it is not the one to plan with; what this machine sustains is told by it.
+    """
     demand.check()
     rates = rates.resized(event_bytes(demand, rates) / rates["event_bytes"])
     instance = prices.instance(demand.instance, "--instance")
@@ -29,7 +32,10 @@ def plan(demand: Demand, rates: Rates, prices: Prices, config: Config) -> Plan:
     index = index_section(demand, rates, prices.instance(demand.index_instance, "--index-instance")) if demand.has_index else None
     nodes = _nodes(demand, rates, instance, sessions, kafka, bucket, index)
     cost = _cost(demand, prices, nodes, kafka, bucket, index)
-    machine = machine_section(rates, demand.eps)
+    if ours is None:
+        machine = machine_section("one machine", rates, demand.eps)
+    else:
+        machine = machine_section("this machine", ours.resized(event_bytes(demand, ours) / ours["event_bytes"]), demand.eps)
     sections = tuple(section for section in (sessions, kafka, bucket, index, nodes, cost, fleet, machine) if section is not None)
     return Plan(demand.as_dict(), sections, _notes(demand, nodes), _assumptions(demand, rates, prices))
 
@@ -108,10 +114,10 @@ def _of(count: float, instance: Instance) -> str:
     return f"{count:.0f} x {instance.name} at ${instance.usd_per_hour:g}/h"
 
 
-def machine_section(rates: Rates, eps: float) -> Section:
+def machine_section(machine: str, rates: Rates, eps: float) -> Section:
     """What the machine of the figures sustains by itself, devices and brokers on it."""
-    found = Section("one machine with everything on it")
-    found.add("machine_cores", rates.machine, rates.cores, "cores", f"u = {rates.unit_events_per_s:,.0f} events/s")
+    found = Section(f"{machine} with everything on it")
+    found.add("machine_cores", rates.machine, rates.cores, "cores", f"speed {rates.speed_events_per_s:,.0f} events/s a core")
     for log in LOGS:
         able = sustained(rates, log)
         fits = "enough for" if able.eps >= eps else "not enough for"
@@ -132,7 +138,7 @@ def _notes(demand: Demand, nodes: Section) -> tuple[str, ...]:
 
 def _assumptions(demand: Demand, rates: Rates, prices: Prices) -> tuple[str, ...]:
     used = [name for name in FIGURES if not name.startswith("codec_ratio_") or name == f"codec_ratio_{demand.codec}"]
-    speed = f"u = {rates.unit_events_per_s:,.0f} events/s (polars, one thread)"
+    speed = f"speed {rates.speed_events_per_s:,.0f} events/s a core, all of them busy (keystone/bench/speed.py)"
     size = f"{event_bytes(demand, rates):.0f} bytes of JSON, {rates['event_bytes']:.0f} where it was measured"
     lines = [
         f"Figures hold for {rates.machine}, {rates.cores} cores, {speed}; a vCPU counts as one of its cores.",

@@ -61,11 +61,11 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """All figures of FIGURES, and the machine they hold for. ``unit_events_per_s``: u of that machine."""
+    """All figures of FIGURES, and the machine they hold for. ``speed_events_per_s``: of one core of it (``keystone/bench/speed.py``)."""
 
     machine: str
     cores: int
-    unit_events_per_s: float
+    speed_events_per_s: float
     figures: Mapping[str, Rate]
 
     def __getitem__(self, name: str) -> float:
@@ -78,13 +78,15 @@ class Rates:
         """With these values in place of the kept ones."""
         return replace(self, figures={**self.figures, **{name: Rate(value, "given") for name, value in values.items()}})
 
-    def on(self, unit_events_per_s: float, *, machine: str, cores: int) -> Rates:
-        """On a machine of another speed: CPU time goes with 1 / u, counts and bytes stay."""
-        if not math.isfinite(unit_events_per_s) or unit_events_per_s <= 0:
-            raise UsageError(f"u = {unit_events_per_s:g} events/s is no speed: measure it again (python -m keystone.bench --unit)")
-        factor = self.unit_events_per_s / unit_events_per_s
-        scaled = {name: Rate(rate.value * factor, f"{rate.source}, x {factor:.3f} for u") if name in SCALED else rate for name, rate in self.figures.items()}
-        return Rates(machine, cores, unit_events_per_s, scaled)
+    def on(self, speed_events_per_s: float, *, machine: str, cores: int) -> Rates:
+        """On a machine of another speed: CPU time goes with 1 / speed, counts and bytes stay."""
+        if not math.isfinite(speed_events_per_s) or speed_events_per_s <= 0:
+            raise UsageError(f"{speed_events_per_s:g} events/s is no speed: measure it again (keystone plan --here)")
+        factor = self.speed_events_per_s / speed_events_per_s
+        scaled = {
+            name: Rate(rate.value * factor, f"{rate.source}, x {factor:.3f} for speed") if name in SCALED else rate for name, rate in self.figures.items()
+        }
+        return Rates(machine, cores, speed_events_per_s, scaled)
 
     def resized(self, factor: float) -> Rates:
         """For events ``factor`` times as large: CPU an event and bytes of the lake grow with them. Smaller ones are taken for as dear."""
@@ -100,7 +102,7 @@ class Rates:
             "schema": SCHEMA,
             "machine": self.machine,
             "cores": self.cores,
-            "unit_events_per_s": self.unit_events_per_s,
+            "speed_events_per_s": self.speed_events_per_s,
             "figures": {name: {"value": rate.value, "source": rate.source} for name, rate in self.figures.items()},
         }
 
@@ -134,9 +136,9 @@ def _parsed(found: Any, where: str, below: Rates | None) -> Rates:
     if missing:
         raise UsageError(f"{where}: figure {missing[0]} is missing")
     over = below.figures if below is not None else {}
-    unit, cores = found.get("unit_events_per_s"), found.get("cores")
+    unit, cores = found.get("speed_events_per_s"), found.get("cores")
     if not _is_number(unit) or unit <= 0:
-        raise UsageError(f"{where}: unit_events_per_s = {unit!r} must be events a second, above 0")
+        raise UsageError(f"{where}: speed_events_per_s = {unit!r} must be events a second, above 0")
     if type(cores) is not int or not 1 <= cores <= 4_096:
         raise UsageError(f"{where}: cores = {cores!r} must be a whole number from 1 to 4,096")
     if not isinstance(found.get("machine"), str):

@@ -34,7 +34,8 @@ MEASURED_FILE: Final = "keystone-rates.json"
 @click.option("--index-instance", default="r7i.2xlarge", metavar="TYPE", help="Machines of the search server.")
 @click.option("--rates", "rates_file", type=click.Path(dir_okay=False), default=None, help="A measured model.  [default: of this project's kept results]")
 @click.option("--prices", "prices_file", type=click.Path(dir_okay=False), default=None, help="A price table.  [default: AWS list prices, us-east-1]")
-@click.option("--here", is_flag=True, help="Measure u on this machine (a few seconds), and plan for machines of its speed.")
+@click.option("--here", is_flag=True, help="Plan for machines of this one's speed: all figures are scaled to it.")
+@click.option("--kept", "is_kept", is_flag=True, help="Measure nothing here: what one machine sustains is told of the model's own.")
 @click.option(
     "--measure", "measured_file", is_flag=False, flag_value=MEASURED_FILE, default=None, metavar="[FILE]",
     help=f"Bench this machine for about a minute, write its model to FILE ({MEASURED_FILE}), and plan with it.",
@@ -44,7 +45,8 @@ MEASURED_FILE: Final = "keystone-rates.json"
 def plan_command(**given: Any) -> None:
     """Plan capacity from a measured model: actors, machines, brokers, bucket, index and cost, with every assumption.
 
-    It also tells what one machine sustains with devices and brokers on it, which is what the bench's --search looks for.
+    It also tells what this machine sustains with devices and brokers on it, which is what the bench's --search looks for: its speed is measured for
+    that, in a quarter of a minute.
     """
     from keystone.capacity.demand import EVENT_S, Demand
     from keystone.capacity.model import plan
@@ -63,13 +65,25 @@ def plan_command(**given: Any) -> None:
     prices = load_prices(given["prices_file"])
     if given["json_file"] != "-":
         check_target("--json", given["json_file"])
-    made = plan(demand, _rates(given), prices, config)
+    rates = _rates(given)
+    made = plan(demand, rates, prices, config)  # refused, where it is, before anything is measured
+    if (ours := _ours(given, rates)) is not None:
+        made = plan(demand, rates, prices, config, ours)
     if given["json_file"] == "-":
         sys.stdout.buffer.write(as_json(made))
         return
     if given["json_file"] is not None:
         Path(given["json_file"]).write_bytes(as_json(made))
     show(made)
+
+
+def _ours(given: dict[str, Any], rates: Rates) -> Rates | None:
+    """The kept model at the speed of this machine; None where ``rates`` tell of the machine that is meant."""
+    if given["is_kept"] or given["here"] or given["rates_file"] is not None or given["measured_file"] is not None:
+        return None
+    from keystone.run.plan_measure import here
+
+    return here(rates)
 
 
 def _rates(given: dict[str, Any]) -> Rates:

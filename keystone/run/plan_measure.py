@@ -1,4 +1,4 @@
-"""The model of this machine: kept figures at its speed (seconds), or benches of its own (a minute)."""
+"""The model of this machine: kept figures at its speed (a quarter of a minute), or benches of its own (a minute)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 #: Of what the machine should sustain: one rate at which what is spent at any rate shows, one at which both cores are busy enough to get in
 #: each other's way, and which still passes where the guess was a third too high.
 LOW_SHARE: Final = 0.15
-HIGH_SHARES: Final = (0.6, 0.4)  # the second where the first does not pass: another program may take a share of the machine that u does not see
+HIGH_SHARES: Final = (0.6, 0.4)  # the second where the first does not pass: another program may take a share of the machine
 SECONDS: Final = 14  # a checkpoint and a commit are in it
 RATE_MIN: Final = 2_000.0
-BUSY_LOAD: Final = 0.5  # of a minute, for each core: two threads of one core share it, and u falls by up to a half
+BUSY_LOAD: Final = 0.5  # of a minute, for each core: what others take shows as a lower speed
 DEVICES_MAX: Final = 2_000_000  # more take longer to build than to measure
 
 
 def here(rates: Rates) -> Rates:
-    """``rates`` at the speed of this machine, by u."""
+    """``rates`` at the speed of this machine, by its speed."""
     from keystone.bench.machine import Machine
-    from keystone.bench.unit import measure_unit
+    from keystone.bench.speed import measure_speed
 
     machine = Machine.here()
-    _say("measuring u: polars.read_ndjson, one thread")
+    _say("measuring the speed of this machine, 15 s")
     if (load := machine.load_average[0]) > BUSY_LOAD * machine.cores:
-        _say(f"the machine is busy (load {load:.2f} on {machine.cores} cores): u is lower than alone on it, and so is what it is said to sustain")
-    return rates.on(round(measure_unit().events_per_s), machine=machine.cpu, cores=machine.cores)
+        _say(f"the machine is busy (load {load:.2f} on {machine.cores} cores): it is slower than alone, and so is what it is said to sustain")
+    return rates.on(round(measure_speed()), machine=machine.cpu, cores=machine.cores)
 
 
 def measure(kept: Rates, path: Path) -> Rates:
@@ -50,7 +50,7 @@ def measure(kept: Rates, path: Path) -> Rates:
     found = fit(*(_bench_one_of([max(RATE_MIN, round(able * share, -3)) for share in shares]) for shares in ((LOW_SHARE,), HIGH_SHARES)))
     figures = {f"embedded_{name}": Rate(value, "measured") for name, value in found.items() if not name.startswith("broker")}
     figures |= _as_kafka(kept, found)
-    rates = Rates(scaled.machine, scaled.cores, scaled.unit_events_per_s, {**scaled.figures, **figures})
+    rates = Rates(scaled.machine, scaled.cores, scaled.speed_events_per_s, {**scaled.figures, **figures})
     path.write_text(json.dumps(rates.as_dict(), indent=1) + "\n", "utf-8")
     _say(f"measured: {path}")
     return rates

@@ -34,7 +34,7 @@ def rates(draw: st.DrawFn) -> Rates:
             figures[f"{log}_loop_{kind}"] = min(figures[f"{log}_loop_{kind}"], figures[f"{log}_sessions_{kind}"], key=lambda rate: rate.value)
         assume(figures[f"{log}_other_base_cores"].value < 2)
         assume(figures[f"{log}_broker_base_cores"].value < 2)
-    return Rates("drawn", draw(st.integers(1, 128)), RATES.unit_events_per_s, figures)
+    return Rates("drawn", draw(st.integers(1, 128)), RATES.speed_events_per_s, figures)
 
 
 @st.composite
@@ -121,11 +121,11 @@ def test_units_agree_with_one_another(demand: Demand, model: Rates) -> None:
 @given(rates(), st.floats(1e4, 1e7), st.sampled_from(["embedded", "kafka"]))
 def test_a_faster_machine_sustains_more_and_bytes_stay(model: Rates, unit: float, log: str) -> None:
     scaled = model.on(unit, machine="other", cores=model.cores)
-    faster = unit >= model.unit_events_per_s
+    faster = unit >= model.speed_events_per_s
     before, after = sustained(model, log).eps, sustained(scaled, log).eps
     assert after >= before * (1 - 1e-9) if faster else after <= before * (1 + 1e-9)
     assert all(scaled[name] == model[name] for name in FIGURES if name.endswith(("_bytes", "_hour")) or name.startswith("codec_ratio"))
-    assert scaled.on(model.unit_events_per_s, machine="drawn", cores=model.cores)[f"{log}_loop_us"] == pytest.approx(model[f"{log}_loop_us"])
+    assert scaled.on(model.speed_events_per_s, machine="drawn", cores=model.cores)[f"{log}_loop_us"] == pytest.approx(model[f"{log}_loop_us"])
 
 
 @given(rates(), st.sampled_from(["embedded", "kafka"]))

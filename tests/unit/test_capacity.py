@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -54,6 +54,12 @@ def fit_rates() -> ModuleType:
     spec.loader.exec_module(module)
     sys.path[:] = before
     return module
+
+
+@pytest.fixture(autouse=True)
+def _half_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine, as the plan measures it."""
+    monkeypatch.setattr("keystone.bench.speed.measure_speed", lambda: kept().speed_events_per_s / 2)
 
 
 def model(**values: float) -> Rates:
@@ -270,7 +276,7 @@ def edited(change: Any) -> str:
         (edited(lambda f: f["figures"].update(kafka_loop_us=999.0)), "kafka_loop_us is a part of kafka_sessions_us"),
         (edited(lambda f: f["figures"].update(kafka_loop_us=0)), "kafka_loop_us must be above 0"),
         (edited(lambda f: f.update(cores=0)), "cores = 0 must be a whole number"),
-        (edited(lambda f: f.update(unit_events_per_s=0)), "unit_events_per_s = 0"),
+        (edited(lambda f: f.update(speed_events_per_s=0)), "speed_events_per_s = 0"),
         (edited(lambda f: f.pop("machine")), "machine must name the processor"),
     ],
 )
@@ -321,7 +327,7 @@ def test_a_model_that_was_written_is_read_again(tmp_path: Path) -> None:
     path.write_text(json.dumps(kept().on(500_000, machine="here", cores=4).as_dict()))
     again = load(str(path))
     assert (again.machine, again.cores) == ("here", 4)
-    assert again["embedded_loop_us"] == pytest.approx(kept()["embedded_loop_us"] * kept().unit_events_per_s / 500_000)
+    assert again["embedded_loop_us"] == pytest.approx(kept()["embedded_loop_us"] * kept().speed_events_per_s / 500_000)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------------
@@ -334,7 +340,19 @@ def _report(eps: float, seconds: int, verdict: str = "pass") -> dict[str, Any]:
 def _no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """Benches that take no time: their reports."""
     monkeypatch.setattr("keystone.bench.command.run_bench", lambda options, **_: _report(options.eps, options.seconds))
-    monkeypatch.setattr("keystone.bench.unit.measure_unit", lambda: SimpleNamespace(events_per_s=kept().unit_events_per_s / 2))
+
+
+def test_what_this_machine_sustains_is_told_by_its_own_speed_and_nothing_else_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sections = {}
+    for name, words in {"default": (), "kept": ("--kept",), "here": ("--here",)}.items():
+        path = tmp_path / name
+        status, _, _ = told(capsys, "plan", *words, "--json", str(path))
+        assert status == 0
+        sections[name] = json.loads(path.read_bytes())["sections"]
+    *same, machine = sections["kept"]
+    assert all(sections["default"][title] == sections["kept"][title] for title in same)
+    assert sections["default"]["this machine with everything on it"] == sections["here"][machine]
+    assert sections["default"]["this machine with everything on it"] != sections["kept"][machine]
 
 
 @pytest.mark.usefixtures("_no_bench")

@@ -44,7 +44,17 @@ def test_a_best_that_does_not_confirm_gives_way_to_the_next_lower_pass() -> None
     run(search, 1_000_000.0)
     passes = sorted(rate for rate, passed in search.probes if passed)
     assert search.best == passes[-1]
-    assert search.demote() == passes[-2]
+    assert search.demote() == max(passes[-2], 0.9 * passes[-1])
+
+
+def test_it_goes_down_by_a_tenth_at_most_whatever_passed_below() -> None:
+    search = RateSearch(100_000.0, best=300_000.0, worst=310_000.0, probes=[(100_000.0, True), (300_000.0, True), (310_000.0, False)])
+    assert [search.demote() for _ in range(4)] == [270_000, 243_000, 218_000, 196_000]
+    assert search.worst == 218_000
+
+
+def test_below_the_least_rate_there_is_nothing_to_confirm() -> None:
+    assert RateSearch(1_000.0, best=RATE_MIN, probes=[(RATE_MIN, True)]).demote() == 0
 
 
 @pytest.mark.parametrize("start", [1.0, 999.0])
