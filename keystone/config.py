@@ -118,6 +118,17 @@ class CheckpointConfig(_Frozen):
     standbys: Annotated[int, Field(ge=0, le=64)] = 1  # built and warm: a death costs no start of a process (~4 s), and ~150 MB wait for it
 
 
+class BalanceConfig(_Frozen):
+    """When partitions move to another owner because loads are uneven (``keystone/balance.py``). What moves pauses, 0.3 to 1 s."""
+
+    enabled: bool = True  # False: partitions are spread by their number alone
+    window_ms: Positive = 30_000  # over which a partition's load is measured: bursts and batches are shorter
+    patience_ms: Positive = 60_000  # at every look a move must have paid, and no owner changed: longer than loads differ at starts, ends and faults
+    uneven_percent: Annotated[int, Field(ge=101)] = 125  # of the mean load: over it an owner is too full
+    gain_percent: Annotated[int, Field(ge=1, le=99)] = 20  # by which the highest load must fall; as many partitions each, loads +-20 %: 17 at most
+    partition_cost_eps: Positive = 2_000  # events/s that cost what a partition costs without any: 2 ms of CPU a second; far less load moves nothing
+
+
 class LogsConfig(_Frozen):
     """What the program says of itself, and how much of it (``keystone/logs.py``)."""
 
@@ -277,6 +288,7 @@ class Config(_Frozen, hide_input_in_errors=True):
     detection: DetectionConfig = DetectionConfig()
     lake: LakeConfig = LakeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    balance: BalanceConfig = BalanceConfig()
     kafka: KafkaConfig = KafkaConfig()
     logs: LogsConfig = LogsConfig()
     run: RunConfig = RunConfig()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from keystone.actors.durable import Taken
+from keystone.actors.load import LoadMeter, Look
 from keystone.actors.outputs import Delivery
 from keystone.checkpoint import Checkpoint
 from keystone.events import Alert
@@ -28,6 +29,7 @@ ROOM_GROWTH_PERCENT: Final = 110  # of the state's present size: a room is made 
 SESSION_BYTES: Final = 130  # of a session's state
 CLOSED_HELD_MAX: Final = 4096  # closed sessions that become a table at once: a table costs 1-3 ms however few they are
 GAPS_KEPT_MAX: Final = 100  # that are listed; all are counted
+DEAF_S: Final = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 
 
 class Cutting(Protocol):
@@ -124,6 +126,8 @@ class Owned:
     outputs: dict[str, Any] = field(default_factory=dict)  # where its outputs stood at the last durable checkpoint
     end_offset: int = 0  # of the log when we took over
     began_ms: int = 0  # ... which was then
+    load: LoadMeter = field(default_factory=LoadMeter)
+    measured_at: int = -1  # our place when it was last measured
 
     @property
     def is_saved(self) -> bool:
@@ -134,6 +138,18 @@ class Owned:
     def is_catching_up(self) -> bool:
         """Earlier owners may have said what is still to come of our state: where their outputs stood, who comes after us must read on, too."""
         return self.reader.position() < self.end_offset or self.pipeline.log_time_ms < self.began_ms
+
+    def measure(self, now_s: float, window_s: float) -> None:
+        """What comes in, where that can be known: a log that does not answer has no silence, and no load either."""
+        if now_s < self.load.due_s:
+            return
+        position = self.reader.position()
+        if position == self.measured_at and now_s - self.heard_s > DEAF_S:
+            self.load.begin_anew(now_s)
+            return
+        self.measured_at = position
+        end_offset = int(getattr(self.reader, "end_known", self.reader.end_offset)())
+        self.load.look(Look(now_s, end_offset, position, self.totals.ledger.received), window_s)
 
     def room_bytes(self) -> int:
         """What a copy of the state may need by the next checkpoint. May be asked by another thread."""

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from keystone.actors.durable import Taken, is_worth_it
 from keystone.actors.onward import Onward
 from keystone.actors.outputs import Delivery, Output
-from keystone.actors.owned import Echo, Owned, PartitionTotals
+from keystone.actors.owned import DEAF_S, Echo, Owned, PartitionTotals
 from keystone.actors.story import StoryTap
 from keystone.checkpoint import Checkpoint, Checkpoints, key_of
 from keystone.clock import Clock, SystemClock
@@ -40,7 +40,6 @@ TIMERS_EVERY_MS: Final = 10  # of a partition without new records; a look costs 
 TRY_AGAIN_S: Final = 1.0  # to take over, where store or log did not answer
 LATER: Final = (StoreUnavailable, LogUnreachable, SinkBusy)  # errors that say so
 LATE_SHARE: Final = 0.5  # of the interval, by which a checkpoint may be late for those of other partitions
-DEAF_S: Final = 1.0  # without news of log time: nobody answers for the log, and that is no silence; it passes every 25-100 ms else
 
 log = get(__name__)
 
@@ -262,6 +261,7 @@ class Owner:
             read_bytes = 0 if owned.is_leaving or not has_room else self._visit(owned)
             most, total = max(most, read_bytes), total + read_bytes
             self._take_when_due(owned, began_s)
+            owned.measure(began_s, self._config.balance.window_ms / 1_000)
         self._onward.end_turn()
         self.note_delivered()
         self.note_durable()

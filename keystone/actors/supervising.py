@@ -7,6 +7,7 @@ by, or to the survivors, at once. One that was only silent finds itself fenced w
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ from typing import Any, Final
 from keystone.actors.loop import READY, RUNNING, LoopActor
 from keystone.actors.nodes import COMMITTER, SESSION, SUPERVISOR
 from keystone.actors.supervisor import SILENCE_S, Supervisor, Ward, covers
-from keystone.ownership import Ownership
+from keystone.config import BalanceConfig
+from keystone.ownership import BALANCE, Ownership
 
 LOOK_EVERY_S: Final = 0.1  # a death is known when the answer to a question fails: so long after it at most; a question costs ~1 ms of CPU
 ADOPT_WAIT_S: Final = SILENCE_S  # for what the actors say they own, before anything is given away
@@ -33,9 +35,9 @@ class Keeper(Supervisor):
 
     drains = False
 
-    def __init__(self, work_dir: Path, partitions: tuple[int, ...], owners_wanted: int) -> None:
+    def __init__(self, work_dir: Path, partitions: tuple[int, ...], owners_wanted: int, balance: BalanceConfig = BALANCE) -> None:
         super().__init__(work_dir)
-        self._ownership = Ownership(partitions, owners_wanted)
+        self._ownership = Ownership(partitions, owners_wanted, balance)
         self._adopting_until_s: float | None = time.monotonic() + ADOPT_WAIT_S
         self._seen: dict[str, set[int]] = {}  # partitions that an actor has said to own
         self._let_go: dict[str, dict[int, int]] = {}  # how often an actor has said to have let go of each partition
@@ -47,11 +49,26 @@ class Keeper(Supervisor):
         """Watch over an actor, as soon as it is there."""
         self._expected.append((kind, name, actor_name))
 
-    def want(self, owners: int, wards: Iterable[tuple[str, str, str]]) -> None:
-        """So many session actors shall own partitions; ``wards`` are all that there are, those to come included."""
+    def want(self, owners: int, wards: Iterable[tuple[str, str, str]], retiring: Iterable[str]) -> None:
+        """So many session actors shall own partitions, none of them ``retiring``; ``wards`` are all that there are, those to come included."""
         known = {ward.name for ward in self.wards} | {name for _, name, _ in self._expected}
         self._expected += [ward for ward in wards if ward[1] not in known]
         self._ownership.want(owners)
+        self._ownership.retire(retiring)
+
+    @property
+    def retiring(self) -> list[str]:
+        """Session actors that shall own nothing, for their nodes leave."""
+        return sorted(self._ownership.retiring)
+
+    def settle(self) -> None:
+        """The end is near: nothing moves any more, so that no owner ends while something is on its way to it."""
+        self._ownership.stay()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every owner has said to own what it is to keep."""
+        return self._ownership.is_settled and self.is_owned()
 
     @property
     def owners_wanted(self) -> int:
@@ -103,6 +120,7 @@ class Keeper(Supervisor):
             ward.is_lost = ward.is_down = False  # what was unavailable may come back as it was
             self._seen[ward.name] = owned
             self._ownership.join(ward.name, owned & self._ownership.free)
+            self._ownership.note_loads(ward.name, ward.status.get("loads", {}))
             return
         seen = self._seen.setdefault(ward.name, set())
         # Not what it does not own: it may have been asked before it took over, or have let go before it was asked again. And also
@@ -110,6 +128,7 @@ class Keeper(Supervisor):
         self._ownership.released(ward.name, {p for p, count in self._let_go[ward.name].items() if count > before.get(p, 0)} - owned)
         self._seen[ward.name] = seen & member.given | owned
         self._ownership.gain(range(ward.status.get("log_partitions", 0)))
+        self._ownership.note_loads(ward.name, ward.status.get("loads", {}))
 
     def _note_fenced(self, ward: Ward) -> None:
         """It came back, found that others own its partitions, and ended itself."""
@@ -145,12 +164,14 @@ class Keeper(Supervisor):
 
     def _carry_out(self) -> None:
         handles = {ward.name: ward.handle for ward in self.of_kind(SESSION)}
-        while orders := self._ownership.orders(may_move=self.is_owned()):
+        while orders := self._ownership.orders(time.monotonic(), may_move=self.is_owned()):
             for order in orders:
                 if order.give:
                     handles[order.member].give.remote(order.give)
                 if order.release:
                     handles[order.member].release.remote(order.release)
+        self.notes += self._ownership.notes
+        self._ownership.notes.clear()
 
     def _pass_on_committed(self, committed: dict[int, int]) -> None:
         if committed and committed != self._committed:
@@ -168,6 +189,7 @@ class SupervisorSpec:
     wards: tuple[tuple[str, str, str], ...]
     partitions: tuple[int, ...]
     owners_wanted: int
+    balance: BalanceConfig = BALANCE
 
 
 class SupervisorActor(LoopActor):
@@ -178,15 +200,21 @@ class SupervisorActor(LoopActor):
         self._spec = spec
         self._keeper: Keeper | None = None
         self._notes: deque[str] = deque(maxlen=NOTES_MAX)
-        self._wishes: deque[tuple[int, tuple[tuple[str, str, str], ...]]] = deque()
+        self._settle_asked = threading.Event()
+        self._is_settling = False
+        self._wishes: deque[tuple[int, tuple[tuple[str, str, str], ...], tuple[str, ...]]] = deque()
 
-    def want(self, owners: int, wards: tuple[tuple[str, str, str], ...]) -> None:
-        """More session actors shall own partitions (``Keeper.want``)."""
-        self._wishes.append((owners, wards))
+    def want(self, owners: int, wards: tuple[tuple[str, str, str], ...], retiring: tuple[str, ...]) -> None:
+        """More session actors shall own partitions, or others (``Keeper.want``)."""
+        self._wishes.append((owners, wards, retiring))
+
+    def settle(self) -> None:
+        """Nothing moves any more (``Keeper.settle``); ``status`` tells ``is_settled`` when what was on its way has arrived."""
+        self._settle_asked.set()
 
     def _build(self) -> None:
         spec = self._spec
-        self._keeper = Keeper(Path(spec.work_dir), spec.partitions, spec.owners_wanted)
+        self._keeper = Keeper(Path(spec.work_dir), spec.partitions, spec.owners_wanted, spec.balance)
         for kind, name, actor_name in spec.wards:
             self._keeper.adopt(kind, name, actor_name)
 
@@ -194,6 +222,9 @@ class SupervisorActor(LoopActor):
         assert self._keeper is not None  # noqa: S101 - built
         while self._wishes:
             self._keeper.want(*self._wishes.popleft())
+        if self._settle_asked.is_set() and not self._is_settling:
+            self._is_settling = True
+            self._keeper.settle()
         self._keeper.poll()
         while self._keeper.notes:
             self._notes.append(self._keeper.notes.pop(0))
@@ -212,19 +243,21 @@ class SupervisorActor(LoopActor):
         keeper = self._keeper
         return {
             "owners_wanted": keeper.owners_wanted if keeper is not None else self._spec.owners_wanted,
+            "retiring": keeper.retiring if keeper is not None else [],
             "is_owned": keeper is not None and keeper.is_owned(),
+            "is_settled": keeper is not None and self._is_settling and keeper.is_settled,
             "fenced_writes": keeper.fenced_writes if keeper is not None else 0,
             "lost": keeper.lost() if keeper is not None else [],
             "faults": keeper.faults() if keeper is not None else [],
         }
 
 
-def appoint(supervisor: Supervisor, partitions: Iterable[int], owners_wanted: int, later: Iterable[str] = ()) -> None:
+def appoint(supervisor: Supervisor, partitions: Iterable[int], owners_wanted: int, later: Iterable[str] = (), balance: BalanceConfig = BALANCE) -> None:
     """From now on every one of ``partitions`` shall have an owner among the session actors, and another when that is lost.
 
-    ``later``: names of session actors that are added afterwards.
+    ``later``: names of session actors that are added afterwards. ``balance``: when partitions move because loads are uneven.
     """
     wards = tuple((ward.kind, ward.name, ward.actor_name) for ward in supervisor.wards if ward.kind in (SESSION, COMMITTER))
     wards += tuple((SESSION, name, supervisor.actor_name(name)) for name in later)
-    spec = SupervisorSpec(SUPERVISOR, str(supervisor.work_dir), wards, tuple(partitions), owners_wanted)
+    spec = SupervisorSpec(SUPERVISOR, str(supervisor.work_dir), wards, tuple(partitions), owners_wanted, balance)
     supervisor.add(SUPERVISOR, SUPERVISOR, "who owns what", SupervisorActor, spec)

@@ -13,7 +13,7 @@ from keystone.actors.loop import FAILED, NEW, RUNNING
 from keystone.actors.owned import Echo
 from keystone.actors.owner import Owner, Rules
 from keystone.checkpoint import Checkpoints
-from keystone.config import CheckpointConfig, Config, DetectionConfig, SessionConfig
+from keystone.config import BalanceConfig, CheckpointConfig, Config, DetectionConfig, SessionConfig
 from keystone.decode import Decoder, Dictionaries
 from keystone.errors import Fenced, SinkBusy, StoreUnavailable
 from tests.simulation.lake import SimCatalog, SimLakeWriter, SimSideFiles, SimTables
@@ -24,7 +24,8 @@ from tests.simulation.world import Process, Violation, World
 RULES = {"timeout_ms": 3_000, "grace_ms": 700}
 DETECTION = {"loop_threshold": 3, "open_stall_ms": 1_000}
 CONFIG = Config(
-    session=SessionConfig(**RULES), detection=DetectionConfig(**DETECTION), checkpoint=CheckpointConfig(interval_ms=2_500)
+    session=SessionConfig(**RULES), detection=DetectionConfig(**DETECTION), checkpoint=CheckpointConfig(interval_ms=2_500),
+    balance=BalanceConfig(window_ms=1_000, patience_ms=300, uneven_percent=105, gain_percent=5, partition_cost_eps=1),
 )  # fmt: skip
 
 
@@ -218,8 +219,9 @@ class OwnerProcess(Actor):
         return self.world.rng.choice((50, 300, 900)) if self.owner.owned else 200
 
     def status(self) -> dict[str, Any]:
-        owned, let_go = (list(self.owner.owned), dict(self.owner.let_go)) if self.owner is not None else ([], {})
-        return super().status() | {"partitions": owned, "let_go": let_go, "log_partitions": self.place.log.partitions_now()}
+        owned, let_go = (self.owner.owned, dict(self.owner.let_go)) if self.owner is not None else ({}, {})
+        loads = {partition: one.load.events_per_s for partition, one in owned.items() if one.load.events_per_s is not None}
+        return super().status() | {"partitions": list(owned), "let_go": let_go, "loads": loads, "log_partitions": self.place.log.partitions_now()}
 
 
 class CommitterProcess(Actor):

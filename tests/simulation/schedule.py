@@ -19,6 +19,7 @@ from tests.simulation.world import START_MS, Process, World
 PARTITIONS = 3
 EVENTS = 64
 LINES = 40
+HEAT = 3  # more tries to hit the partition that is hot
 FAULTS_MS = 12_000  # then they end
 QUIET_MS = 120_000  # after which everything must be where it belongs
 AFTERWARDS_MS = 3_000  # for whatever comes too late, or twice
@@ -34,6 +35,7 @@ class Devices(Process):
         super().__init__(place.world, "devices")
         self.is_done = False
         self._log = place.log
+        self._hot = place.world.rng.choice((None, None, *range(PARTITIONS)))  # most events go there
         self.spawn("append", self._live)
 
     def _live(self) -> None:
@@ -43,6 +45,9 @@ class Devices(Process):
             frames: dict[int, list[bytes]] = {}
             for _ in range(rng.randrange(1, 9)):
                 partition, line = _line(rng, at)
+                for _ in range(HEAT if self._hot is not None else 0):
+                    if partition != self._hot:
+                        partition, line = _line(rng, at)
                 frames.setdefault(partition, []).append(line)
                 at += 1
             for partition, lines in frames.items():

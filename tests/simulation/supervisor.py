@@ -12,7 +12,7 @@ from keystone.actors.loop import FAILED, READY, RUNNING
 from keystone.actors.supervising import ADOPT_WAIT_S
 from keystone.actors.supervisor import SILENCE_S
 from keystone.ownership import Ownership
-from tests.simulation.owners import Actor, CommitterProcess, OwnerProcess, Place
+from tests.simulation.owners import CONFIG, Actor, CommitterProcess, OwnerProcess, Place
 from tests.simulation.world import Mailbox, Process
 
 SESSION, COMMITTER = "session", "committer"
@@ -39,7 +39,7 @@ class Supervisor(Process):
         """``before``: one that died, whose actors go on."""
         super().__init__(place.world, "supervisor")
         self.place = place
-        self.ownership = Ownership(range(partitions), wanted)
+        self.ownership = Ownership(range(partitions), wanted, CONFIG.balance)
         self._news: list[tuple[Ward, int, Actor, dict[str, Any] | None]] = []  # int: ``doubled`` when it was asked
         self._adopting_until_ms = self.world.now_ms + int(ADOPT_WAIT_S * 1_000) if before is not None else 0
         if before is not None:
@@ -166,20 +166,25 @@ class Supervisor(Process):
             ward.is_lost = ward.is_down = False
             ward.let_go = dict(status["let_go"])
             ownership.join(ward.name, ownership.free.intersection(status["partitions"]))
+            ownership.note_loads(ward.name, status["loads"])
             self.world.tell(f"{actor.incarnation} joins with {ownership.members[ward.name].given}")
             return
         before, ward.let_go = ward.let_go, dict(status["let_go"])
         ownership.released(ward.name, {p for p, count in ward.let_go.items() if count > before.get(p, 0)}.difference(status["partitions"]))
         ownership.gain(range(status["log_partitions"]))
+        ownership.note_loads(ward.name, status["loads"])
 
     def _carry_out(self) -> None:
         by_name = {ward.name: ward for ward in self.sessions()}
-        while orders := self.ownership.orders():
+        while orders := self.ownership.orders(self.world.now_s()):
             for order in orders:
                 if order.give:
                     self._order(by_name[order.member], "give", order.give)
                 if order.release:
                     self._order(by_name[order.member], "release", order.release)
+        for note in self.ownership.notes:
+            self.world.count("moved by load" if " to " in note else "too hot", note)
+        self.ownership.notes.clear()
 
     def _note_silence(self, ward: Ward) -> None:
         silent_ms = self.world.now_ms - ward.answered_ms

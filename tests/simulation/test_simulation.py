@@ -31,7 +31,7 @@ FAULTS = (
     "supervisor replaced",
     "committers doubled",
 )
-RARE = ("repeats",)  # in one of twenty schedules: a hundred may be without
+RARE = ("repeats", "moved by load")  # in one of ten or twenty schedules: a hundred may be without
 RARE_WITHIN = 400
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     {"events", "errors", "clock", "kernels", "partition"},
     {"config", "metrics", "mappings", "logs", "logs_lines", "logs_writer", "segments", "store", "store_objects", "buckets"},
     {"decode", "letter_batch", "session_snapshot", "session_state", "session_records", "sessions", "detect", "anomaly", *COHORTS},
-    {*ROUTES, "pipeline", "checkpoint", "checkpoint_format", "ownership"},
+    {*ROUTES, "pipeline", "checkpoint", "checkpoint_format", "ownership", "balance"},
     {"log", "sinks", "sim", "testing"},
     {"actors"},
     {"audit", "bench", "capacity", "replay", "report", "run", "web", "cli", "__main__"},

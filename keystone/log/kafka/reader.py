@@ -229,6 +229,10 @@ class KafkaReader:
         self._check_open()
         return self._log.offset(self.partition, LATEST)
 
+    def end_known(self) -> int:
+        """The end as of the last fetch; asks nobody, and may be behind ``end_offset``."""
+        return max(self._place.end_offset, self._position)
+
     def position(self) -> int:
         return self._position
 
