@@ -31,7 +31,8 @@ from keystone.segments import Segment
 from keystone.session_snapshot import SCHEMA, from_schema_1
 from keystone.store import Buffer, Store
 
-EPOCHS_KEPT: Final = 256  # of a key; the others are removed
+EPOCHS_KEPT: Final = 256  # of a key, and of those who were refused; the others are removed
+_REFUSED: Final = "refused/"
 LOOKS_MAX: Final = 16  # for the newest checkpoint, while an owner sweeps those that were just listed
 _LOG: Final = logs.get(__name__)
 _KEY: Final = re.compile(r"[a-z][a-z0-9-]*")
@@ -160,6 +161,17 @@ class Checkpoints:
         current = self.current(key)
         if current != epoch:
             raise Fenced(key, epoch, current)
+
+    # --- who was refused ----------------------------------------------------------------------------------------
+    def note_refused(self, owner: str, error: Fenced, wall_ms: int) -> None:
+        """Leave word that ``owner`` came back and was refused, ``wall_ms`` its clock: on a node that was given up nobody can ask it."""
+        content = {"owner": owner, "reason": str(error)}
+        self._store.put_new(f"{_REFUSED}{wall_ms:015}-{owner}", [orjson.dumps(content)])
+        self._store.delete(sorted(self.refused())[:-EPOCHS_KEPT])
+
+    def refused(self) -> set[str]:
+        """A name for each that left word, of any run; the oldest are removed."""
+        return set(self._store.names(_REFUSED))
 
     def _epochs(self, key: str) -> list[int]:
         if not _KEY.fullmatch(key):

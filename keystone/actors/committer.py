@@ -79,9 +79,9 @@ class Committing:
         done = self._tables.commit(pending, self.epoch)
         self.committed = {partition: link.next_sequence for partition, link in done.chain.items()}
         self.lag_ms = self._lag_ms(pending)
-        now_ms, before = self._clock.now_ms(), self._log_times
+        now_ms, before = self._clock.now_ms(), self._log_times  # 0: of a partition that was committed before its first record
         self._log_times = {partition: link.log_time_ms for partition, link in done.chain.items()}
-        self.age_ms_max = max(self.age_ms_max, *(now_ms - before[p] for p, until_ms in self._log_times.items() if before.get(p, until_ms) < until_ms), 0)
+        self.age_ms_max = max(self.age_ms_max, *(now_ms - before[p] for p, until_ms in self._log_times.items() if 0 < before.get(p, until_ms) < until_ms), 0)
         if done.segments:
             self.commit_ms = (time.monotonic() - started) * 1_000
             self.commits += 1

@@ -1,4 +1,4 @@
-"""More session actors, as nodes join a cluster while a run goes on: they are made where there is room, and take partitions over."""
+"""Nodes that join a cluster while a run goes on get session actors, which take partitions over; those on nodes that leave give theirs away in time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from keystone.actors.nodes import SESSION, SUPERVISOR, Placement, living_nodes
+from keystone.actors.nodes import SESSION, SUPERVISOR, Placement, counted, draining_nodes, living_nodes
 from keystone.actors.supervisor import Supervisor
 from keystone.errors import UsageError
 from keystone.logs import get
@@ -15,6 +15,10 @@ from keystone.logs import get
 LOOK_EVERY_S: Final = 5.0  # a node takes tens of seconds to start
 
 log = get(__name__)
+
+
+def _ids(placement: Placement) -> frozenset[str]:
+    return frozenset(node.node_id for node in placement.nodes)
 
 
 @dataclass(slots=True)
@@ -32,6 +36,8 @@ class Growth:
     numbered: int
     partitions: int
     reserve: int = 0
+    retiring: frozenset[str] = frozenset()  # names of session actors whose nodes leave: they shall own nothing
+    _may_go: bool = False  # said so
     _known: frozenset[str] = frozenset()
     _looked_s: float = float("-inf")
 
@@ -40,12 +46,26 @@ class Growth:
         if not supervisor.placement.is_joined or time.monotonic() - self._looked_s < LOOK_EVERY_S:
             return None
         self._looked_s = time.monotonic()
-        placement = Placement(tuple(living_nodes()), is_joined=True)
-        known, self._known = self._known, frozenset(node.node_id for node in placement.nodes)
-        if not known or self._known <= known:
-            self._tell(supervisor)
+        draining = draining_nodes()
+        placement = Placement(tuple(node for node in living_nodes() if node.node_id not in draining), is_joined=True)
+        line = self._retire(supervisor, draining)
+        known, self._known = self._known or _ids(supervisor.placement), _ids(placement)  # at first those whom the first actors were for
+        if not self._known <= known:
+            line = self._grow(supervisor, placement) or line
+        self._tell(supervisor)
+        return line
+
+    def _retire(self, supervisor: Supervisor, draining: frozenset[str]) -> str | None:
+        """See who is on a node that leaves, and when nothing is left there."""
+        leaving = [ward for ward in supervisor.of_kind(SESSION) if not ward.is_down and ward.status.get("node") in draining]
+        before, self.retiring = self.retiring, frozenset(ward.name for ward in leaving)
+        if fresh := len(self.retiring - before):
+            self._may_go = False
+            return f"{counted(fresh, 'session actor')} on nodes that leave: what they own goes to others"
+        if self._may_go or not leaving or any(ward.status.get("partitions") for ward in leaving):
             return None
-        return self._grow(supervisor, placement)
+        self._may_go = True
+        return "session actors on nodes that leave own nothing any more: these nodes may go"
 
     def _grow(self, supervisor: Supervisor, placement: Placement) -> str | None:
         try:
@@ -55,18 +75,23 @@ class Growth:
             return None
         supervisor.placement = placement
         room = placement.offered(SESSION) - self.reserve
-        more = min(self.partitions, room) - self.owners
+        more = min(self.partitions, room) - self._staying
         if more <= 0:
             return None
         numbers = range(self.numbered, self.numbered + more)
         self.add(numbers)
         self.owners, self.numbered = self.owners + more, self.numbered + more
-        self._tell(supervisor)
-        return f"{more} session actor{'s' if more > 1 else ''} more, on nodes that joined: {self.owners} own partitions now"
+        return f"{counted(more, 'session actor')} more, on nodes that joined: {self._staying} own partitions now"
+
+    @property
+    def _staying(self) -> int:
+        """How many shall own partitions."""
+        return max(1, self.owners - len(self.retiring))
 
     def _tell(self, supervisor: Supervisor) -> None:
         """Say it to whoever gives partitions away, again where that one was started anew and does not know."""
         for ward in supervisor.of_kind(SUPERVISOR):
-            if ward.status and ward.status.get("owners_wanted", self.owners) < self.owners:
+            if ward.status and (ward.status.get("owners_wanted"), frozenset(ward.status.get("retiring", ()))) != (self._staying, self.retiring):
                 names = [self.name_of(number) for number in range(self.numbered)]
-                ward.handle.want.remote(self.owners, tuple((SESSION, name, supervisor.actor_name(name)) for name in names))
+                wards = tuple((SESSION, name, supervisor.actor_name(name)) for name in names)
+                ward.handle.want.remote(self._staying, wards, tuple(sorted(self.retiring)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final
 
-from keystone.actors.runtime import NAMESPACE, remote_class
+from keystone.actors.joining import NAMESPACE
+from keystone.actors.runtime import remote_class
 from keystone.errors import KeystoneError
 
 PREFIX: Final = "lasting-"  # of names in Ray
@@ -44,7 +45,7 @@ def ask(actor: Any, method: str, *, wait_s: float = ANSWER_S) -> Any:
 
     try:
         return ray.get(getattr(actor, method).remote(), timeout=wait_s)
-    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError, ConnectionError) as error:  # the last: of the way to it, through a client server
         raise Unanswered(f"no answer within {wait_s:.0f} s ({type(error).__name__})") from error
 
 

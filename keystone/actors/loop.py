@@ -140,6 +140,9 @@ class LoopActor(ABC):
     def _wait_for_start(self) -> None:  # noqa: B027 - most actors start when they are ready
         """Called when ready; returns when the loop shall start."""
 
+    def _note_fenced(self, error: Fenced) -> None:  # noqa: B027 - most have nowhere to
+        """Another owns what it owned, and it ends now: the last chance to leave word of it. Must not raise."""
+
     def _patiently(self, build: Callable[[], T], patience_s: float) -> T:
         """What ``build`` returns, tried again while servers or stores do not answer: who began when they did may be started anew when they do not.
 
@@ -177,7 +180,9 @@ class LoopActor(ABC):
             self._state = FINISHED
         except BaseException as error:  # noqa: BLE001 - whatever ends the loop must be told, not lost with the thread
             self._error = f"{self.name}: {error_text(error)}".replace("\n", " ")
-            self._is_fenced = isinstance(error, Fenced)
+            if isinstance(error, Fenced):
+                self._is_fenced = True
+                self._note_fenced(error)
             self._close_logs()
             (self._work_dir / f"{self.name}.error").write_text(traceback.format_exc())
             self._state = FAILED  # last: who sees it may read the rest

@@ -17,6 +17,7 @@ from keystone.errors import UsageError
 FLEET, SESSION, COMMITTER, SUPERVISOR = "fleet", "session", "committer", "supervisor"
 #: Custom resources by which a cluster says what a node is for; an actor takes one unit of its kind's. Where no node offers it, any node will do.
 RESOURCE_OF: Final = {SESSION: "session", FLEET: "fleet"}
+CPU_CRUMB: Final = 0.001  # Ray's least
 ASK_WAIT_S: Final = 60.0  # for a task on every node: a worker process is started for it
 CLOCK_LOOKS: Final = 10  # the first starts a process
 PROBE: Final = ".keystone-probe-"  # files that tell whether a directory is shared
@@ -36,6 +37,11 @@ class Node:
         return int(self.resources.get(RESOURCE_OF.get(kind, ""), 0))
 
 
+def counted(count: int, noun: str) -> str:
+    """For people: "1 node", "2 nodes"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def living_nodes() -> list[Node]:
     """Of the Ray that this process is connected to, our own first, then by address."""
     import ray
@@ -44,6 +50,13 @@ def living_nodes() -> list[Node]:
     told: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     found = [Node(n["NodeID"], n["NodeManagerAddress"], dict(n["Resources"]), n["NodeID"] == ours) for n in told if n["Alive"]]
     return sorted(found, key=lambda node: (not node.is_ours, node.address, node.node_id))
+
+
+def draining_nodes() -> frozenset[str]:
+    """The ids of those that Ray was told to drain, as before a machine is taken away: they live, and get nothing new."""
+    import ray
+
+    return frozenset(ray._private.state.state.get_draining_nodes())  # noqa: SLF001 - there is no public way
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,8 @@ class Placement:
         """Ray's options for an actor of ``kind``.
 
         Session actors are spread: a node's loss costs a share of the partitions. Devices go where ``fleet`` is offered, else to this
-        program's node, as who commits and supervises does: that node's loss ends the program anyway.
+        program's node, as who commits and supervises does: that node's loss ends the program anyway. Of an actor that asks for nothing
+        Ray 2.60 obeys neither ``SPREAD`` nor a soft affinity: it takes any node. So it asks for a crumb of a core, or is bound hard.
         """
         if not self.is_joined:
             return {}
@@ -77,10 +91,10 @@ class Placement:
         if resource is not None and self.offered(kind):
             return {"resources": {resource: 1}, "scheduling_strategy": "SPREAD"}
         if kind == SESSION:
-            return {"scheduling_strategy": "SPREAD"}
+            return {"scheduling_strategy": "SPREAD", "num_cpus": CPU_CRUMB if any(node.resources.get("CPU", 0) for node in self.nodes) else 0}
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=self.nodes[0].node_id, soft=True)}
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=self.nodes[0].node_id, soft=False)}
 
     def check_room(self, wanted: Mapping[str, int]) -> None:
         """``UsageError`` where more actors are wanted than the nodes were set up for: Ray would wait for ever, without a word."""

@@ -2,7 +2,7 @@
 
 A private one never touches another Ray: its address is ``local`` whatever RAY_ADDRESS says, its files are in a directory of its
 own, and it ends only processes that it started (never ``ray stop``, which ends every Ray of the machine). A cluster is joined only
-when its address is named, or by a program that the cluster itself was given to run (``ray job submit``).
+when its address is named, or by a program that the cluster itself was given to run (``ray job submit``); how, says ``joining``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import psutil
 
 from keystone import logs
+from keystone.actors.head_watch import HeadWatch, end_process
+from keystone.actors.joining import AUTO, NAMESPACE, is_outside, join
 from keystone.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; no event passes through it
 PROBE_WAIT_S = 60.0
-LOOK_S = 5.0  # for a connection to a cluster's head
 STOP_WAIT_S = 5.0  # for Ray's processes to end by themselves before they are ended
 HEAD_LOOK_S = 0.5  # between two looks whether Ray's head process lives
 HEAD = "gcs_server"
-AUTO: Final = "auto"  # the Ray of this node
 INSIDE: Final = "inside"  # the Ray whose actor this process is: joined already, and not left
-NAMESPACE: Final = "keystone"
 JOB_MARK: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 #: Of the variables below, those that actors need wherever they are; a cluster's own processes have their settings from who started them.
 OF_ACTORS: Final = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "PYTHONUNBUFFERED")
@@ -80,6 +78,7 @@ class RayRuntime:
         self._temp_dir: Path | None = None
         self._own_pids: list[psutil.Process] = []
         self._stopping = threading.Event()
+        self._head: HeadWatch | None = None  # of a cluster
 
     @property
     def temp_dir(self) -> Path | None:
@@ -95,7 +94,10 @@ class RayRuntime:
         if ray.is_initialized():
             raise UsageError("this process already uses a Ray: call ray.shutdown() first")
         if self._address is not None:
-            join(self._address)
+            join(self._address, {name: _ENVIRONMENT[name] for name in OF_ACTORS})
+            if not is_outside(self._address):
+                self._head = HeadWatch(ray.get_runtime_context().gcs_address, self._end_without_head)
+                self._head.start()
             return
         before = {p.pid for p in psutil.Process().children(recursive=True)}
         self._temp_dir = Path(tempfile.mkdtemp(prefix="ks", dir=_short_temp_dir()))
@@ -134,6 +136,11 @@ class RayRuntime:
         self._kill_all()
         os._exit(1)  # other threads wait for Ray, and it answers nobody
 
+    def _end_without_head(self, line: str) -> None:
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        end_process(line)
+
     def _kill_all(self) -> None:
         processes = [p for parent in self._own_pids for p in (parent, *_descendants(parent))]
         for process in processes:
@@ -151,6 +158,9 @@ class RayRuntime:
         if self._address == INSIDE:
             return
         self._stopping.set()
+        if self._head is not None:
+            self._head.stop()
+            self._head = None
         if ray.is_initialized():
             # Workers started since, and everything below them: known only while their parents still live.
             known = {p.pid for p in self._own_pids}
@@ -173,42 +183,6 @@ class RayRuntime:
         self.stop()
 
 
-def join(address: str) -> None:
-    """Connect to a cluster. Raises ``UsageError`` in one line where that cannot be."""
-    import ray
-
-    _look_at(address)
-    logs.adopt("ray")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {name: _ENVIRONMENT[name] for name in OF_ACTORS}},
-        )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"--address {address}: no Ray can be joined there ({reason}): start one (ray up cluster.yaml), or leave the option out") from error
-    if hasattr(ray._private.worker, "print_to_stdstream"):  # noqa: SLF001 - there is no public way
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None  # noqa: SLF001
-
-
-def _look_at(address: str) -> None:
-    """``UsageError`` where nothing listens: Ray itself would ask again for minutes."""
-    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
-    if address == AUTO:
-        return
-    if not colon or not port.isdecimal():
-        raise UsageError(f"--address {address}: write it as auto, or HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"--address {address}: nothing answers there ({error}): start a cluster (ray up cluster.yaml), or correct the address") from error
-
-
 class _Probe:
     def pid(self) -> int:
         return os.getpid()
@@ -224,10 +198,10 @@ def probe() -> int:
 
 
 def remote_class(cls: type, **options: Any) -> Any:
-    """``cls`` as a Ray actor class that needs no CPU reservation."""
+    """``cls`` as a Ray actor class that needs no CPU reservation, unless ``options`` say otherwise."""
     import ray
 
-    return ray.remote(num_cpus=0, **options)(cls)
+    return ray.remote(**{"num_cpus": 0, **options})(cls)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -31,6 +31,8 @@ DEATHS_MAX = 10  # of session actors within DEATHS_OVER_S: what kills them again
 DEATHS_OVER_S = 60.0
 WARNINGS_MAX = 200  # of all actors, not taken yet
 CALL_WAIT_S = 30.0  # for an order or a result
+SETTLE_PAUSE_S = 0.05  # between looks whether they have
+SETTLE_MAX_S = 5.0  # for partitions that move as the end comes: they take 0.3 to 1 s
 
 
 def shares(partitions: int, actors: int) -> list[tuple[int, ...]]:
@@ -63,6 +65,7 @@ class Ward:
     restarts: int = 0
     died_s: float = float("-inf")
     is_down: bool = False
+    is_gone: bool = False  # down, and for good
     is_lost: bool = False  # its partitions were taken away, and it does not know
     fault: str | None = None
 
@@ -85,6 +88,7 @@ class Supervisor:
         self._fenced: dict[str, int] = {}  # by incarnation of the supervisor actor
         self.recoveries: list[dict[str, Any]] = []  # partitions taken over: by whom, how long it took
         self.warnings: deque[tuple[str, str]] = deque(maxlen=WARNINGS_MAX)  # (actor, line) of actors' logs, for whoever drains it
+        self._was_owned = False
         self._finishing: set[str] = set()  # kinds that were told to finish: so is one that is started anew
         self._deaths: deque[float] = deque(maxlen=DEATHS_MAX)
 
@@ -117,7 +121,7 @@ class Supervisor:
         import ray
 
         for ward in self.wards:
-            if ward.fault is not None or ward.state == FINISHED:
+            if ward.fault is not None or ward.is_gone or ward.state == FINISHED:
                 continue
             if ward.pending is not None:
                 ready, _ = ray.wait([ward.pending], timeout=0)
@@ -125,7 +129,7 @@ class Supervisor:
                     self._take(ward)
                 else:
                     self._note_silence(ward, time.monotonic() - ward.answered_at)
-            if ward.pending is None and ward.fault is None:
+            if ward.pending is None and ward.fault is None and not ward.is_gone:
                 ward.pending = ward.handle.status.remote(self.drains)
 
     def _take(self, ward: Ward) -> None:
@@ -142,10 +146,10 @@ class Supervisor:
         self.warnings += [(ward.name, line) for line in status.get("warnings", ())]
         if before and before["incarnation"] != status["incarnation"]:
             self._note_restart(ward)
+        if ward.kind in self._finishing and (not before or before["incarnation"] != status["incarnation"]):
+            ward.handle.finish.remote()  # it was not there when the others were told
         if status["state"] == NEW and self._may_build(ward):
             ward.handle.begin.remote()
-            if ward.kind in self._finishing:
-                ward.handle.finish.remote()
         elif status["state"] == FAILED and status["is_fenced"]:
             self._note_fenced(ward)
         elif status["state"] == FAILED:
@@ -185,10 +189,20 @@ class Supervisor:
     def _note_death(self, ward: Ward, error: Exception) -> None:
         import ray
 
-        if ward.kind == FLEET or isinstance(error, ray.exceptions.ActorDiedError):
+        is_for_good = isinstance(error, ray.exceptions.ActorDiedError)
+        if is_for_good and ward.kind == SESSION and self._has_others(ward):  # its node was drained: Ray makes it nowhere else
+            if not ward.is_down:
+                self._count_death(ward)
+            ward.is_gone = True
+            self.notes.append(f"{ward.name} ({self._covers(ward)}) is gone for good, as when its node leaves: others own what it owned")
+        elif ward.kind == FLEET or is_for_good:
             ward.fault = f"{ward.name} ({self._covers(ward)}) died{self._crash(ward.name)}"
         elif not ward.is_down:
             self._count_death(ward)
+
+    def _has_others(self, ward: Ward) -> bool:
+        """Whether another session actor is there that can own partitions."""
+        return any(other is not ward and other.state in (READY, RUNNING) and not other.is_down and not other.is_lost for other in self.of_kind(SESSION))
 
     def _note_restart(self, ward: Ward) -> None:
         if not ward.is_down:  # it was dead and alive again between two answers
@@ -219,17 +233,24 @@ class Supervisor:
     def wait_until(self, states: tuple[str, ...], kind: str, *, seconds: float, is_stopped: Callable[[], bool] = lambda: False, pause_s: float = 0.05) -> bool:
         """Poll until every actor of ``kind`` is in one of ``states``, faulty, or the time is over, or ``is_stopped()``.
 
-        True when all are in ``states``.
+        True when all are in ``states``. Who has been replaced is not waited for to be over.
         """
         until = time.monotonic() + seconds
         while True:
             self.poll()
-            wards = self.of_kind(kind)
+            wards = [ward for ward in self.of_kind(kind) if states != OVER or not self._is_replaced(ward)]
             if all(w.state in states and not w.is_down for w in wards):
                 return True
             if any(w.fault for w in wards) or time.monotonic() > until or is_stopped():
                 return False
             time.sleep(pause_s)
+
+    def _is_replaced(self, ward: Ward) -> bool:
+        """Whether it is gone, and others own all that it owned: where its node has left, nobody comes back, and it has nothing left to end."""
+        if ward.kind != SESSION or (ward.status and not ward.is_down):
+            return False
+        others = (other.status.get("partitions", ()) for other in self.of_kind(SESSION) if other is not ward and not other.is_down and not other.is_lost)
+        return set(ward.status.get("partitions", ())).issubset(set().union(*others))
 
     def wait_ready(self, *, seconds: float, is_stopped: Callable[[], bool] = lambda: False) -> None:
         """Until all are ready (or running). Raises ``SupervisionError`` with the reason when one cannot."""
@@ -246,6 +267,22 @@ class Supervisor:
                 raise SupervisionError("; ".join(self.faults()) or f"not every partition has an owner after {seconds:.0f} s")
             time.sleep(pause_s)
             self.poll()
+        self._was_owned = self.is_owned()
+
+    def settle(self) -> None:
+        """Before session actors are told to finish: what moves arrives, and nothing else begins to.
+
+        Waits ``SETTLE_MAX_S`` at most, and not at all where not everything was ever owned.
+        """
+        until = time.monotonic() + SETTLE_MAX_S
+        for ward in self.of_kind(SUPERVISOR):
+            ward.handle.settle.remote()
+        while self._was_owned and self._is_settling() and not self.faults() and time.monotonic() < until:
+            time.sleep(SETTLE_PAUSE_S)
+            self.poll()
+
+    def _is_settling(self) -> bool:
+        return any(not ward.is_down and not ward.status.get("is_settled", False) for ward in self.of_kind(SUPERVISOR))
 
     def is_owned(self) -> bool:
         """Whether, as far as is known here, every partition has an owner that has taken it over."""
@@ -273,7 +310,7 @@ class Supervisor:
     def ask(self, kind: str, method: str, pending: dict[str, Any], arguments: Arguments | None = None) -> None:
         """Ask every living actor of ``kind`` that owes no answer."""
         for ward in self.of_kind(kind):
-            if ward.name not in pending and ward.fault is None:
+            if ward.name not in pending and ward.fault is None and not ward.is_gone:
                 pending[ward.name] = getattr(ward.handle, method).remote(*(arguments or {}).get(ward.name, ()))
 
     def ask_all(self, kind: str, method: str, seconds: float, arguments: Arguments | None = None) -> list[tuple[str, Any]]:
@@ -290,12 +327,12 @@ class Supervisor:
         return answers
 
     def order(self, kind: str, method: str, *arguments: Any) -> None:
-        """Call ``method`` on every living actor of ``kind`` and wait until all have taken the order."""
+        """Call ``method`` on every living actor of ``kind`` and wait until all have taken the order; who has not come up yet is told to finish then."""
         import ray
 
         if method == "finish":
             self._finishing.add(kind)
-        calls = [getattr(w.handle, method).remote(*arguments) for w in self.of_kind(kind) if w.fault is None]
+        calls = [getattr(w.handle, method).remote(*arguments) for w in self.of_kind(kind) if w.fault is None and not w.is_gone and w.status]
         for call in calls:
             try:
                 ray.get(call, timeout=CALL_WAIT_S)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from keystone.actors.nodes import FLEET, SESSION, Node, Placement, check_shared, clock_offsets_ms, living_nodes
+from keystone.actors.nodes import FLEET, SESSION, Node, Placement, check_shared, clock_offsets_ms, counted, living_nodes
 from keystone.actors.supervisor import Supervisor, Ward
 from keystone.bench.plan import BenchPlan, Options, kafka_url
 from keystone.bench.screen import Progress
@@ -45,7 +45,7 @@ def fitted(options: Options, plan: BenchPlan, placement: Placement) -> BenchPlan
 def headline(plan: BenchPlan, nodes: Sequence[Node]) -> str:
     return (
         f"{plan.eps:,.0f} events/s for {plan.seconds} s from {plan.devices:,} devices: {plan.partitions} partitions,"
-        f" {plan.fleet_actors} fleet and {plan.session_actors} session actors on {len(nodes)} nodes ({', '.join(node.address for node in nodes)})"
+        f" {plan.fleet_actors} fleet and {plan.session_actors} session actors on {counted(len(nodes), 'node')} ({', '.join(node.address for node in nodes)})"
     )
 
 
@@ -80,27 +80,36 @@ class Outages:
     ended_ms: list[float] = field(default_factory=list)
     moved_ms: list[float] = field(default_factory=list)
     _since_s: dict[int, float] = field(default_factory=dict)
+    _claimed_s: dict[int, float] = field(default_factory=dict)  # partitions that two say to own: what the first one said is old
     _owners: dict[int, str] = field(default_factory=dict)
     _alive_s: dict[str, float] = field(default_factory=dict)
 
     def look(self, wards: Sequence[Ward], now_s: float) -> None:
         """What owners say now. ``now_s``: monotonic, as ``Ward.answered_at`` is."""
-        owned: dict[int, str] = {}
-        living: set[str] = set()
-        for ward in wards:
-            if ward.is_down or ward.is_lost or not ward.status:
-                continue
-            incarnation = str(ward.status["incarnation"])
+        living = {str(ward.status["incarnation"]): ward for ward in wards if ward.status and not ward.is_down and not ward.is_lost}
+        claims: dict[int, list[str]] = {}
+        for incarnation, ward in living.items():
             self._alive_s[incarnation] = ward.answered_at
-            living.add(incarnation)
-            owned |= dict.fromkeys(ward.status.get("partitions", ()), incarnation)
+            for partition in ward.status.get("partitions", ()):
+                claims.setdefault(partition, []).append(incarnation)
         for partition in self.partitions:
-            before, now = self._owners.get(partition), owned.get(partition)
-            if before is not None and now is None:
-                self._since_s.setdefault(partition, self._alive_s[before])
-            elif now is not None and before is not None and now != before:
-                (self.moved_ms if before in living else self.ended_ms).append((now_s - self._since_s.pop(partition, self._alive_s[before])) * 1_000)
-            elif now is not None:
-                self._since_s.pop(partition, None)
-            if now is not None:
-                self._owners[partition] = now
+            self._look_at(partition, claims.get(partition, []), living.keys(), now_s)
+
+    def _look_at(self, partition: int, claims: Sequence[str], living: Container[str], now_s: float) -> None:
+        before = self._owners.get(partition)
+        others = [incarnation for incarnation in claims if incarnation != before]
+        if before is None:
+            if others:
+                self._owners[partition] = others[-1]
+        elif before in claims:  # it owns it still, or has died, or let go of it, since it said so
+            self._since_s.pop(partition, None)
+            if others:
+                self._claimed_s.setdefault(partition, now_s)
+        elif others:
+            until_s = self._claimed_s.pop(partition, now_s)
+            since_s = self._since_s.pop(partition, self._alive_s[before])
+            (self.moved_ms if before in living else self.ended_ms).append(max(0.0, until_s - since_s) * 1_000)
+            self._owners[partition] = others[-1]
+        else:
+            self._claimed_s.pop(partition, None)
+            self._since_s.setdefault(partition, self._alive_s[before])

@@ -33,9 +33,11 @@ from keystone.bench.plan import BenchPlan
 from keystone.bench.report import Measured
 from keystone.bench.screen import Progress, count, ms
 from keystone.bench.verdict import LagSample
+from keystone.checkpoint import Checkpoints
 from keystone.config import Config
 from keystone.events import ALERT_OPEN_STALL
 from keystone.sim.plan import FleetPlan
+from keystone.store import open_store
 
 READY_MAX_S = 600.0  # to build 10M devices and their tables
 START_AHEAD_S = 1.0  # so that every fleet actor has its order before the first tick
@@ -84,7 +86,7 @@ class Run:
             fleet = FleetSpec(f"fleet-{index}", own, self.log.url, str(self.work_dir), fleet_plan, self.config.kafka)
             self.supervisor.add("fleet", fleet.name, covers(own), FleetActor, fleet)
         self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
-        appoint(self.supervisor, range(self.plan.partitions), self.plan.session_actors)
+        appoint(self.supervisor, range(self.plan.partitions), self.plan.session_actors, balance=self.config.balance)
         self.supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=self.stop.is_asked)
         self.cohorts = open_cohorts(self.plan, self.config, self.log.url, self.out, self.cohort_table.take)
 
@@ -126,6 +128,7 @@ class Run:
     def close(self) -> list[Any]:
         """End the session actors and return their totals; CPU is counted up to here."""
         has_faults = bool(self.supervisor.faults())
+        self.supervisor.settle()
         self.supervisor.order("session", "finish")
         wait_s = FAULT_CLOSE_MAX_S if has_faults else CLOSE_MAX_S
         if not self.supervisor.wait_until(OVER, "session", seconds=wait_s) and not has_faults and not self.supervisor.faults():
@@ -192,6 +195,8 @@ class Run:
         """Where actors are, and what became of those that were lost."""
         self.measured.recoveries_ms, self.measured.moves_ms = self.outages.ended_ms, self.outages.moved_ms
         if placement.is_joined:
+            refused = Checkpoints(open_store(str(self.out / STATE_DIR))).refused()
+            self.measured.fenced_writes = max(self.supervisor.fenced_writes, len(refused))
             self.measured.nodes = nodes_section(placement, self.supervisor)
 
     def _elapsed_s(self) -> float:

@@ -108,7 +108,7 @@ class Keeping:
         add_engine(self.supervisor, plan, config, place, out)
         self.supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=self.look)
         standbys = range(plan.session_actors, plan.session_actors + config.checkpoint.standbys)
-        appoint(self.supervisor, range(plan.partitions), plan.session_actors, later=map(session_name, standbys))
+        appoint(self.supervisor, range(plan.partitions), plan.session_actors, later=map(session_name, standbys), balance=config.balance)
         self.supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=self.look)
         add_session_actors(self.supervisor, standbys, plan, config, place, out)  # now: their start would have kept the others from theirs
         self.phase = RUNNING
@@ -124,6 +124,7 @@ class Keeping:
     def close(self) -> None:
         has_faults = bool(self.supervisor.faults())
         wait_s = FAULT_CLOSE_MAX_S if has_faults else CLOSE_MAX_S
+        self.supervisor.settle()
         self._end(SESSION, wait_s, "the session actors did not close")
         totals = self.supervisor.results(SESSION)
         if self.cohorts is not None:
@@ -152,7 +153,7 @@ class Keeping:
 def _told(ward: Ward) -> dict[str, Any]:
     """What the judge needs to know of an actor."""
     status = ward.status
-    names = ("pid", "incarnation", "turns", "alerts", "received", "detect_p99_ms", "commits")
+    names = ("pid", "incarnation", "turns", "alerts", "received", "received_of", "detect_p99_ms", "commits")
     owned = {"partitions": status.get("partitions", ()), "epochs": status.get("epochs", {})} if ward.kind == SESSION else {"partitions": ()}
     return {
         "kind": ward.kind, "name": ward.name, "state": ward.state, "is_down": ward.is_down, "is_lost": ward.is_lost, **owned,

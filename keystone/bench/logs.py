@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +92,22 @@ class EmbeddedBench:
         return None
 
 
+@dataclass(slots=True)
+class Received:
+    """Events that were received of each partition, as its owner last said: the one of the highest epoch, for others may have died and say nothing new."""
+
+    _of: dict[int, tuple[int, int]] = field(default_factory=dict)  # epoch, events
+
+    def total(self, statuses: Iterable[dict[str, Any]]) -> int:
+        """Of all partitions, after these answers. Keys may have become text on their way."""
+        for status in statuses:
+            received = status.get("received_of", {})
+            for partition, epoch in status.get("epochs", {}).items():
+                if partition in received and epoch >= self._of.get(int(partition), (0, 0))[0]:
+                    self._of[int(partition)] = (epoch, received[partition])
+        return sum(events for _, events in self._of.values())
+
+
 class KafkaBench:
     """A topic of real brokers, and one beside it for the actions: made where it is not there, and deleted again then."""
 
@@ -101,6 +118,7 @@ class KafkaBench:
         self._place, self._config = url, config
         self._client: KafkaClient = KafkaClient(url.servers, config, role="bench")
         self._made: list[str] = []
+        self._received = Received()
         try:
             self._client.connect()
             self._check_partitions(plan)
@@ -126,7 +144,7 @@ class KafkaBench:
 
     def lag_events(self, supervisor: Hearing) -> int:
         """What the fleets handed over and the session actors have not received; both by their last answers."""
-        received = sum(w.status.get("received", 0) for w in supervisor.of_kind("session"))
+        received = self._received.total(ward.status for ward in supervisor.of_kind("session"))
         return int(max(0, self.events_appended(supervisor) - received))
 
     def events_appended(self, supervisor: Hearing) -> int:

@@ -53,6 +53,7 @@ class Measured:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth telling, no reason to fail: a restart that lost nothing
     nodes: list[dict[str, Any]] = field(default_factory=list)  # of a cluster
+    fenced_writes: int = 0  # owners on a cluster that came back after they were replaced, and were refused
     moves_ms: list[float] = field(default_factory=list)  # of partitions from one living owner to another
     recoveries_ms: list[float] = field(default_factory=list)  # of partitions whose owner was lost though nobody meant it
     unit_events_per_s: float | None = None
@@ -101,7 +102,7 @@ def build_report(m: Measured) -> dict[str, Any]:
         "start_ms": m.start_ms,
     }
     if m.nodes:
-        report["nodes"] = m.nodes
+        report["nodes"], report["fenced_writes"] = m.nodes, m.fenced_writes
     if m.moves_ms:
         report["moves_ms"] = quantiles(np.array(m.moves_ms)).as_dict()
     if m.recoveries_ms:

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from typing import Any, Self
 
+from keystone.actors.nodes import counted
+
 PLAIN_EVERY_S = 5.0  # off a terminal: one line this often
 WIDTH = 100
 _COLOURS = {"pass": "green", "fail": "red", "invalid": "yellow"}
@@ -141,11 +143,11 @@ def _nodes(r: dict[str, Any]) -> list[str]:
     lines = []
     for node in r.get("nodes", []):
         clock = f", clock {node['clock_ms']:+.1f} ms" if node["clock_ms"] is not None else ""
+        clock = clock if node["is_alive"] else ", gone before the end"
         lines.append(f"node      {node['address']}: {node['session_actors']} session and {node['fleet_actors']} fleet actors{clock}")
-    if lines and "moves_ms" in r:
-        lines.append(f"moves     of partitions to other owners, ms: p50 {ms(r['moves_ms']['p50'])}, max {ms(r['moves_ms']['max'])}")
-    if lines and "recovery_ms" in r:
-        lines.append(f"recovery  of lost partitions, ms: p50 {ms(r['recovery_ms']['p50'])}, max {ms(r['recovery_ms']['max'])}")
+    for key, what in (("moves_ms", "moves     {} to other owners, each paused for"), ("recovery_ms", "recovery  {} of lost owners, each without one for")):
+        if lines and key in r:
+            lines.append(f"{what.format(counted(r[key]['count'], 'partition'))} p50 {r[key]['p50']:,.0f} ms, max {r[key]['max']:,.0f} ms")
     return lines
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from keystone.run.options import CONTEXT, ActorCount, check_target, config_options, load_config
+from keystone.errors import UsageError
+from keystone.run.options import ADDRESS, CONTEXT, ActorCount, check_target, config_options, load_config
 from keystone.run.places import CHECKPOINT, CONSOLE, ICEBERG, NONE, PARQUET
 
 EXIT_FAIL = 1
@@ -42,8 +43,9 @@ EXIT_FAIL = 1
 @click.option(
     "--address",
     default=None,
-    metavar="auto|HOST:PORT",
-    help="Run on that Ray cluster, from Kafka, with state and lake where all nodes reach them.  [default: a Ray of our own; in a job of ray job submit: auto]",
+    metavar=ADDRESS,
+    help="Run on that Ray cluster, from Kafka, with state and lake where all nodes reach them; ray:// with --detach only."
+    "  [default: a Ray of our own; in a job of ray job submit: auto]",
 )
 @click.option(
     "--from",
@@ -81,18 +83,25 @@ def _run(given: dict[str, Any], config: Any, stop: Any) -> int:
 
 
 def _attended(given: dict[str, Any], config: Any, stop: Any) -> int:
+    from keystone.actors.joining import is_outside
     from keystone.actors.runtime import cluster_address
     from keystone.run.places import resolve
     from keystone.run.results import options_of, report_of
     from keystone.run.screen import StoryScreen
     from keystone.run.service import Service
 
+    address = cluster_address(given["address"])
+    if is_outside(address):
+        raise UsageError(
+            "--address ray://...: who watches a run must be on a node, where its actors' files are: say --detach NAME, and the cluster watches it by itself;"
+            " or submit it (ray job submit -- python -m keystone run ...)"
+        )
     check_target("--report", given["report"])
     places = resolve(options_of(given, config), config)
     has_story = given["story"] if given["story"] is not None else (sys.stdout.isatty() or places.actions == CONSOLE) and places.actions != NONE
     service = Service(
         places, config, session_actors=given["session_actors"], has_story=has_story, until_idle_s=given["until_idle"],
-        address=cluster_address(given["address"]),
+        address=address,
     )  # fmt: skip
     with StoryScreen(shows_story=has_story) as screen:
         for remark in places.remarks:

@@ -18,16 +18,18 @@ from typing import Any, Final
 import click
 
 from keystone.actors import lasting
-from keystone.actors.runtime import AUTO, INSIDE, RayRuntime, cluster_address
+from keystone.actors.joining import AUTO, is_outside
+from keystone.actors.runtime import INSIDE, RayRuntime, cluster_address
 from keystone.config import Config
 from keystone.errors import KeystoneError, UsageError
-from keystone.run.options import CONTEXT, check_target
+from keystone.run.options import ADDRESS, CONTEXT, check_target
 from keystone.run.places import CONSOLE, NONE
 
 LINES_MAX: Final = 50  # of what it said last
 BEGIN_S: Final = 180.0  # until it says that it reads, or why not
 END_S: Final = 300.0  # for its sums and last commits
 LOOK_S: Final = 0.5
+PLACES: Final = ("lake", "state", "dead_letters")  # options that may name a directory
 STARTING, RUNNING, ENDED, FAILED = "starting", "running", "ended", "failed"
 
 
@@ -110,27 +112,39 @@ def detach(given: dict[str, Any], config: Config) -> int:
     """Begin it, and wait until it reads; status 1 with its reason where it does not."""
     name = str(given["detach"])
     address = cluster_address(given["address"]) or AUTO
-    if given["state"] is None and given["lake"] is None and config.run.state is None and config.run.lake is None:
-        raise UsageError(f"--detach {name}: a run that may be started anew goes on from its state: say --state s3://BUCKET/PREFIX, or a directory of all nodes")
-    given = dict(given) | {option: _absolute(given[option]) for option in ("lake", "state", "dead_letters")}
+    given = placed(given, config, is_outside=is_outside(address))
     with RayRuntime(address=address):
         if lasting.find(name) is not None:
             raise UsageError(f"--detach {name}: there is a run of that name: keystone stop {name}, or another name")
         actor = lasting.begin(name, RunActor, name, given, config)
-        until_s = time.monotonic() + BEGIN_S
-        while (told := lasting.ask(actor, "status", wait_s=BEGIN_S))["state"] == STARTING and time.monotonic() < until_s:
-            time.sleep(LOOK_S)
+        _say_meanwhile(f"{name} is starting there: the first run on a machine compiles for about a minute")
+        told = _begun(name, actor)
         for line in told["lines"]:
             click.echo(line)
         if told["state"] == FAILED:
             lasting.end(actor)
             raise UsageError(told["error"])
-    click.echo(f"{name} goes on by itself: keystone status, keystone stop {name}")
+    where = f" --address {given['address']}" if given["address"] not in {None, AUTO} else ""
+    if told["state"] == STARTING:
+        click.echo(f"{name} does not read yet after {BEGIN_S:.0f} s: keystone status{where} tells when it does, or why not")
+    click.echo(f"{name} goes on by itself: keystone status{where}, keystone stop {name}{where}")
     return 0
 
 
+def _begun(name: str, actor: Any) -> dict[str, Any]:
+    """Its status, once it says that it reads, or why not, or takes too long. ``UsageError`` where it does not come up."""
+    until_s = time.monotonic() + BEGIN_S
+    try:
+        while (told := lasting.ask(actor, "status", wait_s=BEGIN_S))["state"] == STARTING and time.monotonic() < until_s:
+            time.sleep(LOOK_S)
+    except lasting.Unanswered as error:
+        lasting.end(actor)
+        raise UsageError(f"--detach {name}: it did not come up there ({error}): is the same Keystone installed on the nodes?") from error
+    return dict(told)
+
+
 @click.command("status", context_settings=CONTEXT)
-@click.option("--address", default=AUTO, metavar="auto|HOST:PORT", help="The Ray cluster.")
+@click.option("--address", default=AUTO, metavar=ADDRESS, help="The Ray cluster.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a run, with its last lines.")
 def status_command(address: str, is_json: bool) -> None:  # noqa: FBT001 - a flag
     """Tell of the detached runs of a cluster, one a line. Exit status: 0, or 1 where one has failed, or 2 where no cluster is."""
@@ -145,7 +159,7 @@ def status_command(address: str, is_json: bool) -> None:  # noqa: FBT001 - a fla
 
 @click.command("stop", context_settings=CONTEXT)
 @click.argument("name")
-@click.option("--address", default=AUTO, metavar="auto|HOST:PORT", help="The Ray cluster.")
+@click.option("--address", default=AUTO, metavar=ADDRESS, help="The Ray cluster.")
 @click.option("--report", type=click.Path(dir_okay=False), default=None, help="Write what the run did here, as JSON.")
 def stop_command(name: str, address: str, report: str | None) -> None:
     """End a detached run: sums, last checkpoints and commits included. Exit status: 0, or 1 where its sums are not right."""
@@ -155,6 +169,7 @@ def stop_command(name: str, address: str, report: str | None) -> None:
         if actor is None:
             raise UsageError(f"stop {name}: no detached run of that name there; these are: {', '.join(lasting.names()) or 'none'}")
         lasting.ask(actor, "stop")
+        _say_meanwhile(f"{name} is ending: sums, last checkpoints and commits")
         until_s = time.monotonic() + END_S
         while (told := lasting.ask(actor, "status"))["state"] not in (ENDED, FAILED) and time.monotonic() < until_s:
             time.sleep(LOOK_S)
@@ -174,16 +189,41 @@ def stop_command(name: str, address: str, report: str | None) -> None:
 
 def line_of(told: dict[str, Any]) -> str:
     """One run, for people."""
-    from keystone.run.scenes import status_line
+    from keystone.run.scenes import span, status_line
 
-    since_s = max(0.0, time.time() - told["began_s"])
+    began = span(max(0.0, time.time() - told["began_s"]) * 1_000)
     about = status_line(told["seen"]) if told["state"] == RUNNING and told["seen"] else told["error"] or (told["lines"] or [""])[-1]
-    return f"{told['name']}  {told['state']} for {since_s:,.0f} s  {about}"
+    return f"{told['name']}  {told['state']}, begun {began} ago  {about}"
 
 
-def _absolute(place: str | None) -> str | None:
-    """The actor has another working directory."""
-    return place if place is None or "://" in place or place in {CONSOLE, NONE} else str(Path(place).absolute())
+def _say_meanwhile(line: str) -> None:
+    """To a person who waits; nobody else reads it."""
+    if sys.stderr.isatty():
+        click.echo(line, err=True)
+
+
+def placed(given: dict[str, Any], config: Config, *, is_outside: bool) -> dict[str, Any]:
+    """``given`` with places as the actor finds them, which has another working directory. ``UsageError`` for what it would not find, or misses.
+
+    ``is_outside``: this machine is no node of the cluster, so that a directory is one of the nodes' and can only be written from the root.
+    """
+    name = given["detach"]
+    chosen = {option: given[option] if given[option] is not None else getattr(config.run, option) for option in ("log", *PLACES)}
+    if given["report"] is not None:
+        raise UsageError(f"--detach {name}: what a run did is known at its end: leave out --report here, and say keystone stop {name} --report FILE then")
+    if chosen["state"] is None and chosen["lake"] is None:
+        raise UsageError(f"--detach {name}: a run that may be started anew goes on from its state: say --state s3://BUCKET/PREFIX, or a directory of all nodes")
+    if is_outside and chosen["log"] is None:
+        raise UsageError(f"--detach {name}: the log of this machine is not the cluster's: say --log kafka://HOST:PORT, as the nodes reach it")
+    for option in PLACES:
+        place = chosen[option]
+        if place is None or "://" in place or place in {CONSOLE, NONE}:
+            continue
+        if is_outside and not Path(place).is_absolute():
+            word = f"--{option.replace('_', '-')} {place}"
+            raise UsageError(f"{word}: seen from outside of a cluster, a directory is one of its nodes: write it from the root, such as /shared/{place}")
+        chosen[option] = str(Path(place).absolute())
+    return dict(given) | chosen
 
 
 def _status(name: str) -> dict[str, Any]:

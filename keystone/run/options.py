@@ -13,6 +13,7 @@ from keystone.config import Config, load
 from keystone.errors import UsageError
 
 ACTORS_MAX = 1_024
+ADDRESS = "auto|HOST:PORT|ray://HOST:10001"  # of a Ray cluster; the last from a machine that is none of its nodes
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 

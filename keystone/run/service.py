@@ -19,14 +19,15 @@ from keystone.actors.cohort_sinks import CohortSinks, wants_cohorts
 from keystone.actors.committer import CommitterActor, CommitterSpec
 from keystone.actors.growth import Growth
 from keystone.actors.loop import BUILD_PATIENCE_S, OVER
-from keystone.actors.nodes import Placement, ask_nodes
+from keystone.actors.nodes import Placement, ask_nodes, counted
 from keystone.actors.owned import PartitionTotals
 from keystone.actors.runtime import RayRuntime
 from keystone.actors.session import SessionActor, SessionSpec, SessionTotals
 from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers
+from keystone.checkpoint import Checkpoints
 from keystone.config import Config
-from keystone.errors import UsageError
+from keystone.errors import StoreUnavailable, UsageError
 from keystone.log.url import EmbeddedUrl, LogUrl, open_embedded
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram, Ledger
@@ -34,6 +35,7 @@ from keystone.routes import CONSOLE
 from keystone.run.cluster import check_places, fitted, joined
 from keystone.run.places import PARQUET, SPOOL, Places
 from keystone.sinks.plain_lake import staging_of
+from keystone.store import open_store
 
 LOOK_EVERY_S: Final = 0.25
 READY_MAX_S: Final = 120.0
@@ -123,6 +125,7 @@ class Service:
         self._address = address
         self._placement = Placement()
         self._growth: Growth | None = None
+        self._refused_before: set[str] = set()
         self._has_story = has_story
         self._until_idle_s = until_idle_s
         self._started_s = 0.0
@@ -160,7 +163,7 @@ class Service:
         try:
             self._build(supervisor, work_dir)
             standbys = range(self._actors, self._actors + self._standbys)
-            appoint(supervisor, range(places.partitions), self._actors, later=map(_name, standbys))
+            appoint(supervisor, range(places.partitions), self._actors, later=map(_name, standbys), balance=self._config.balance)
             supervisor.wait_ready(seconds=READY_MAX_S, is_stopped=is_stopped)
             supervisor.wait_owned(seconds=READY_MAX_S, is_stopped=is_stopped)
             supervisor.recoveries.clear()
@@ -187,12 +190,14 @@ class Service:
     def _headline(self) -> str:
         places = self._places
         lake = f", lake {places.lake}" if places.lake is not None else ""
-        nodes = f" on {len(self._placement.nodes)} nodes" if self._placement.is_joined else ""
+        nodes = f" on {counted(len(self._placement.nodes), 'node')}" if self._placement.is_joined else ""
         index = f", index {places.sinks.elastic}" if places.sinks is not None and places.sinks.elastic is not None else ""
-        return f"reading {places.log} ({places.partitions} partitions, {self._actors} session actors{nodes}), actions to {places.actions}{lake}{index}"
+        actors = f"{counted(places.partitions, 'partition')}, {counted(self._actors, 'session actor')}{nodes}"
+        return f"reading {places.log} ({actors}), actions to {places.actions}{lake}{index}"
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
         places, config = self._places, self._config
+        self._refused_before = self._refused()
         state = places.state or str(work_dir / "state")
         room = _room_of_a_partition(places.log)
         lake_dir = places.lake_dir if places.lake_dir is None or places.lake_format != PARQUET else staging_of(places.lake_dir)
@@ -208,6 +213,15 @@ class Service:
         if places.lake is not None:
             committing = CommitterSpec(places.lake, state, str(work_dir), config.lake, is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S)
             supervisor.add("committer", "committer", "the lake's commits", CommitterActor, committing)
+
+    def _refused(self) -> set[str]:
+        """Owners that left word of having been refused, of this run or before."""
+        if self._places.state is None:
+            return set()
+        try:
+            return Checkpoints(open_store(self._places.state)).refused()
+        except StoreUnavailable:
+            return set()
 
     def _open_cohorts(self) -> CohortSinks | None:
         sinks = self._places.sinks
@@ -246,12 +260,12 @@ class Service:
 
     @staticmethod
     def _pass_on(supervisor: Supervisor) -> None:
-        """What actors warned of, and that they were restarted, into this process's log."""
+        """What actors warned of, and what became of them and their partitions, into this process's log."""
         while supervisor.warnings:
             name, line = supervisor.warnings.popleft()
             log.warning("an actor warns", actor=name, line=line)
         while supervisor.notes:
-            log.warning("an actor was restarted", note=supervisor.notes.pop(0))
+            log.warning("the supervisor says", note=supervisor.notes.pop(0))
 
     def _seen(self, supervisor: Supervisor) -> dict[str, Any]:
         statuses = [ward.status for ward in supervisor.of_kind("session") if ward.status and not ward.is_down and not ward.is_lost]
@@ -304,6 +318,7 @@ class Service:
     # --- ending -----------------------------------------------------------------------------------------------------------
     def _end(self, supervisor: Supervisor, screen: Screen, result: RunResult) -> None:
         result.faults += supervisor.faults()
+        supervisor.settle()
         supervisor.order("session", "finish")
         if not supervisor.wait_until(OVER, "session", seconds=CLOSE_MAX_S) and not supervisor.faults():
             result.faults.append(f"the session actors did not close within {CLOSE_MAX_S:.0f} s")
@@ -321,7 +336,7 @@ class Service:
         result.faults += [fault for fault in supervisor.faults() if fault not in result.faults]
         result.log_metrics = {ward.name: ward.status.get("log", {}) for ward in supervisor.of_kind("session")}
         result.restarts = sum(ward.restarts for ward in supervisor.of_kind("session"))
-        result.fenced_writes, result.recoveries = supervisor.fenced_writes, supervisor.recoveries
+        result.fenced_writes, result.recoveries = max(supervisor.fenced_writes, len(self._refused() - self._refused_before)), supervisor.recoveries
         if self._places.lake is not None:
             result.lake_rows = result.ledger.lake_rows
 

@@ -20,17 +20,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 from tests.kafka_processes import CACHE, own_folder, start_bound
 from tests.kafka_server import KafkaCluster
+from tests.redis_server import RedisServer, redis_server
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "10.77.0"  # of nobody else: it is seen within the outer namespaces only
 BRIDGE = f"{NETWORK}.254"
 TOOLS = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd")
+OF_A_HOST = ("sh", "sshd")  # what runs on one of which nobody has asked anything
 READY_S_MAX = 60.0  # a host stands within a second on an idle machine
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child")
 CLONE_NEWNET = 0x40000000
@@ -111,7 +113,14 @@ class Hosts:
 
     def kafka(self, brokers: int = 1) -> KafkaCluster:
         """Brokers on the bridge's address, which all hosts reach; nobody else does. To be entered."""
-        return KafkaCluster(brokers, host=BRIDGE, within=(shutil.which("nsenter") or "nsenter", f"--net=/proc/{self._first[0]}/ns/net"))
+        return KafkaCluster(brokers, host=BRIDGE, within=self._networked())
+
+    def redis(self) -> AbstractContextManager[RedisServer]:
+        """One there too."""
+        return redis_server(BRIDGE, self._networked())
+
+    def _networked(self) -> tuple[str, ...]:
+        return (shutil.which("nsenter") or "nsenter", f"--net=/proc/{self._first[0]}/ns/net")
 
     @contextmanager
     def network(self) -> Iterator[None]:
@@ -140,6 +149,13 @@ class Hosts:
         assert pids, f"no {name} on host {n}"
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+    def lose(self, n: int) -> None:
+        """All that runs on host ``n`` ends at once, as when its power fails; what stays is what a machine that is switched on again has: an ssh server."""
+        while ended := [pid for pid, each in self.processes(n).items() if each not in OF_A_HOST]:
+            for pid in ended:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def freeze(self, n: int) -> None:
         """Host ``n`` stands still, as a machine whose hypervisor took its cores: none of its processes runs, its connections stay."""

@@ -15,6 +15,8 @@ from tests.cluster.hosts import ROOT, Hosts
 
 JOIN_S_MAX = 180.0  # a worker follows the head by 9 to 18 s, where nobody else computes
 ENV = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}  # as the guide has a person set it
+#: As deploy/README.md has it.
+KEEPING = "RAY_REDIS_ADDRESS={} RAY_external_storage_namespace=keystone"
 NODES = """
 import json, ray
 ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
@@ -25,12 +27,16 @@ print("NODES", json.dumps([{"address": n["NodeManagerAddress"], "resources": n["
 class RayOnHosts:
     """A Ray over ``hosts``: the first is its head. Only addresses, user and key differ from the file that people are given."""
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: Hosts, redis: str | None = None) -> None:
+        """``redis``: HOST:PORT of one where the head keeps what it knows of nodes and actors."""
         self.hosts = hosts
         self.yaml = hosts.folder / "cluster.yaml"
         cluster = yaml.safe_load((ROOT / "deploy" / "cluster.local.yaml").read_text("utf-8"))
         cluster["provider"] |= {"head_ip": hosts.addresses[0], "worker_ips": hosts.addresses[1:]}
         cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
+        self._start_head = cluster["head_start_ray_commands"]
+        if redis is not None:
+            self._start_head[-1] = self._start_head[-1].replace("; ray start", f"; export {KEEPING.format(redis)}; ray start")
         self.yaml.write_text(yaml.safe_dump(cluster, sort_keys=False))
         token = hosts.path(0, "~/.ray/auth_token")
         token.parent.mkdir(mode=0o700)
@@ -41,6 +47,11 @@ class RayOnHosts:
         """Until the head is up and all workers have joined."""
         self.hosts.launcher(f"ray up --no-config-cache -y {self.yaml}", **ENV)
         self.wait_nodes(len(self.hosts.addresses))
+
+    def head_again(self) -> None:
+        """The head alone, after its host was lost: as an operator starts it by hand, or Kubernetes by itself."""
+        for command in self._start_head:
+            self.head(command)
 
     def down(self) -> None:
         """As people end it. The head's Ray is gone when this returns; workers miss it and follow."""

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +24,13 @@ from tests.kafka_server import free_port
 
 OBJECT_STORE_BYTES = 80 << 20
 START_S_MAX = 120.0
-#: As deploy/ray.env has it: a node that is gone is known after a second or two, not after 15.
+AGENTS = ("ray::Dashboard", "ray::RuntimeEnv")  # of a node: named as workers are, and none
+#: More patient than deploy/ray.env: beside other tests a healthy node may get no CPU for seconds. What is asserted is no speed of ours.
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "8",
 }
 
 
@@ -47,6 +49,26 @@ class Started:
             below = psutil.Process(self.process.pid).children(recursive=True)
             self.seen += [process for process in below if process.pid not in known]
         return self.seen
+
+    def rays_own(self) -> list[psutil.Process]:
+        """Those of Ray itself: without its workers, which are whoever uses it."""
+        return [process for process in self.family() if not _name(process).startswith("ray::") or _name(process).startswith(AGENTS)]
+
+    def raylet(self) -> psutil.Process:
+        (found,) = (process for process in self.family() if _name(process) == "raylet")
+        return found
+
+    def node_id(self) -> str:
+        """As the head knows it."""
+        (found,) = (word.partition("=")[2] for word in self.raylet().cmdline() if word.startswith("--node_id="))
+        return found
+
+    def leave(self) -> None:
+        """As ``ray stop`` has it: its raylet is asked to end, tells the head so, and takes its workers with it. Then what is left is killed."""
+        raylet = self.raylet()
+        raylet.send_signal(signal.SIGTERM)
+        psutil.wait_procs([raylet], timeout=START_S_MAX)
+        self.kill()
 
     def kill(self) -> None:
         """As a machine dies: all of it at once."""
@@ -86,6 +108,26 @@ class RayNodes:
         node.kill()
         self._nodes.remove(node)
 
+    def leave(self, node: Started) -> None:
+        node.leave()
+        self._nodes.remove(node)
+
+    def drain(self, node: Started) -> None:
+        """Tell the head that it will be taken away: what is on it goes on meanwhile, and nothing new comes to it."""
+        node_id = node.node_id()
+        words = ["drain-node", f"--address={self.address}", f"--node-id={node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", *words, "--deadline-remaining-seconds=600"]
+        subprocess.run(command, check=True, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_S_MAX)
+
+    def rays_own(self) -> tuple[float, int]:
+        """CPU seconds so far and bytes of memory now of Ray itself, on all nodes: control, logs, stores; not of the actors."""
+        used_s, rss = 0.0, 0
+        for process in [process for node in self._nodes for process in node.rays_own()]:
+            with suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                used_s, rss = used_s + times.user + times.system, rss + process.memory_info().rss
+        return used_s, rss
+
     def _start(self, resources: Mapping[str, float], *words: str) -> Started:
         log = self._folder.with_suffix(f".{len(self._nodes)}")
         others = {name: amount for name, amount in resources.items() if name != "CPU"}
@@ -117,3 +159,10 @@ class RayNodes:
             node.kill()
             node.log.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""

@@ -275,6 +275,18 @@ def test_each_claim_is_the_next_epoch_and_fences_those_before(store: Store) -> N
         first.current("../p00003")
 
 
+def test_those_who_were_refused_leave_word_and_the_oldest_is_removed(store: Store) -> None:
+    checkpoints = Checkpoints(store)
+    assert checkpoints.refused() == set()
+    for number in range(EPOCHS_KEPT + 3):
+        checkpoints.note_refused(f"session-{number}", Fenced("p00003", 1, 2), 1_790_000_000_000 + number)
+    found = sorted(checkpoints.refused())
+    assert len(found) == EPOCHS_KEPT
+    assert (found[0].rpartition("-")[2], found[-1].rpartition("-")[2]) == ("3", str(EPOCHS_KEPT + 2))
+    assert b"p00003" in bytes(store.get(found[0]))
+    assert checkpoints.partitions() == []
+
+
 def test_who_loses_the_partition_while_writing_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The object is there, and may be restored from; but the old owner must not rely on it."""
     checkpoints = Checkpoints(store, keep=1)

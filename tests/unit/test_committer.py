@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,20 @@ def test_segments_of_checkpoints_are_committed_and_told(tables, lake):
     more = a.segment()
     assert committing.turn([header([*first[:2], more])]) == {0: 3, 1: 1}
     assert places(tables) == expected_places([*first, more])
+
+
+def test_the_age_is_none_of_the_clock(tables, lake):
+    clock = ManualClock(APPEND_MS + 5_000)
+    committing = Committing(Epochs(p00000=1), tables, 1, clock)
+    owner = Owner(lake)
+    first = [replace(owner.segment(), log_time_ms=0), owner.segment()]  # as of a partition that was saved before its first record
+    committing.turn([header(first[:1])])
+    committing.turn([header(first)])
+    assert committing.age_ms_max == 0
+    before_ms = committing._log_times[0]
+    later = replace(owner.segment(), log_time_ms=before_ms + 1_000)
+    committing.turn([header([*first, later])])
+    assert committing.age_ms_max == clock.now_ms() - before_ms < 60_000
 
 
 def test_headers_of_owners_that_were_replaced_are_left_alone(tables, lake):

@@ -154,6 +154,7 @@ def test_a_topic_made_anew_is_told_until_it_is_sought() -> None:
     assert topic.place.topic_id == NEW
     assert take_all(reader, 10) == list(range(10))
     assert reader.lag_records == 10
+    assert reader.end_known() == reader.end_offset()
     reader.commit(4)
     assert reader.lag_records == 6
     assert topic.committed == [(0, 30), (0, 4)]

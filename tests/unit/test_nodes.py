@@ -10,10 +10,14 @@ from typing import Any
 
 import click
 import pytest
+import ray
 
 from keystone.actors import growth, nodes, runtime
-from keystone.actors.nodes import COMMITTER, FLEET, SESSION, SUPERVISOR, Node, Placement, check_shared
+from keystone.actors.loop import FINISHED, OVER, READY, RUNNING
+from keystone.actors.nodes import COMMITTER, CPU_CRUMB, FLEET, SESSION, SUPERVISOR, Node, Placement, check_shared
+from keystone.actors.supervisor import Supervisor, Ward
 from keystone.bench.cluster import Outages, fitted
+from keystone.bench.logs import Received
 from keystone.bench.machine import CpuMeter, Machine
 from keystone.bench.plan import BenchPlan, Options, resolve
 from keystone.errors import UsageError
@@ -46,7 +50,7 @@ def test_who_supervises_stays_with_the_program() -> None:
 
 
 def test_without_resources_sessions_spread_and_devices_stay_with_the_program() -> None:
-    assert PLAIN.options(SESSION) == {"scheduling_strategy": "SPREAD"}
+    assert PLAIN.options(SESSION) == {"scheduling_strategy": "SPREAD", "num_cpus": CPU_CRUMB}
     assert PLAIN.options(FLEET)["scheduling_strategy"].node_id == PLAIN.nodes[0].node_id
 
 
@@ -169,17 +173,19 @@ class Cluster:
     """A supervisor whose cluster has the nodes that a test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *there: Node) -> None:
-        self.there, self.added, self.told = list(there), list[int](), list[tuple[int, tuple[str, ...]]]()
+        self.there, self.added, self.told, self.draining = list(there), list[int](), list[tuple[Any, ...]](), set[str]()
+        self.sessions: list[Ward] = []
         self.placement = Placement(tuple(there), is_joined=True)
         self.keeper = SimpleNamespace(status={"owners_wanted": 2}, handle=SimpleNamespace(want=SimpleNamespace(remote=self._want)))
         monkeypatch.setattr(growth, "living_nodes", lambda: self.there)
+        monkeypatch.setattr(growth, "draining_nodes", lambda: frozenset(self.draining))
         monkeypatch.setattr(growth, "LOOK_EVERY_S", 0.0)
 
-    def _want(self, owners: int, wards: tuple[tuple[str, str, str], ...]) -> None:
-        self.told.append((owners, tuple(name for _, name, _ in wards)))
+    def _want(self, owners: int, wards: tuple[tuple[str, str, str], ...], retiring: tuple[str, ...]) -> None:
+        self.told.append((owners, tuple(name for _, name, _ in wards), *([retiring] if retiring else [])))
 
     def of_kind(self, kind: str) -> list[Any]:
-        return [self.keeper] if kind == SUPERVISOR else []
+        return [self.keeper] if kind == SUPERVISOR else self.sessions
 
     def actor_name(self, name: str) -> str:
         return f"{name}-x"
@@ -237,6 +243,38 @@ def test_a_node_that_does_not_reach_what_is_shared_is_left_alone(monkeypatch: py
     assert cluster.added == []
 
 
+def test_a_node_that_joined_while_the_first_actors_were_built_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, SMALL)
+    cluster.there.append(WORKER)
+    assert cluster.growth().tick(cluster) == "6 session actors more, on nodes that joined: 8 own partitions now"  # type: ignore[arg-type]
+
+
+def test_actors_on_a_node_that_is_drained_give_their_partitions_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, SMALL, WORKER)
+    cluster.sessions = [Ward(f"s{i}", SESSION, "", None, status={"node": node.node_id, "partitions": [i]}) for i, node in enumerate((SMALL, WORKER))]
+    grown = cluster.growth()
+    assert grown.tick(cluster) is None  # type: ignore[arg-type]
+    cluster.draining.add(WORKER.node_id)
+    assert grown.tick(cluster) == "1 session actor on nodes that leave: what they own goes to others"  # type: ignore[arg-type]
+    assert cluster.told == [(1, ("s0", "s1", "s2"), ("s1",))]
+    cluster.keeper.status |= {"owners_wanted": 1, "retiring": ["s1"]}
+    assert grown.tick(cluster) is None  # type: ignore[arg-type]
+    assert len(cluster.told) == 1
+    cluster.sessions[1].status["partitions"] = []
+    said = [grown.tick(cluster) for _ in range(2)]  # type: ignore[arg-type]
+    assert said == ["session actors on nodes that leave own nothing any more: these nodes may go", None]
+
+
+def test_a_new_node_takes_over_from_one_that_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, SMALL, WORKER)
+    cluster.sessions = [Ward("s1", SESSION, "", None, status={"node": WORKER.node_id})]
+    cluster.draining.add(WORKER.node_id)
+    grown = cluster.growth(partitions=2, reserve=0)
+    grown.tick(cluster)  # type: ignore[arg-type]
+    cluster.there.append(OTHER)
+    assert grown.tick(cluster) == "1 session actor more, on nodes that joined: 2 own partitions now"  # type: ignore[arg-type]
+
+
 def test_a_node_that_leaves_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, SMALL, WORKER)
     grown = cluster.growth()
@@ -257,6 +295,69 @@ def test_more_owners_take_their_share() -> None:
     ownership.released("a", order.release)
     ownership.orders()
     assert {name: len(member.given) for name, member in ownership.members.items()} == {"a": 3, "b": 3}
+
+
+def test_who_retires_lets_go_of_all_and_gets_nothing() -> None:
+    ownership = Ownership(range(4), 2)
+    for name in ("a", "b"):
+        ownership.join(name)
+    while orders := ownership.orders():
+        for order in orders:
+            ownership.released(order.member, order.release)
+    ownership.retire(["b"])
+    ownership.want(1)
+    (order,) = ownership.orders()
+    assert (order.member, len(order.release)) == ("b", 2)
+    assert ownership.orders() == []  # one move at a time
+    ownership.released("b", order.release)
+    assert [(order.member, order.give) for order in ownership.orders()] == [("a", order.release)]
+    assert ownership.orders() == []
+
+
+def test_where_all_retire_somebody_owns_what_is_free() -> None:
+    ownership = Ownership(range(2), 1)
+    ownership.join("a")
+    ownership.retire(["a"])
+    assert [(order.member, order.give) for order in ownership.orders()] == [("a", (0, 1))]
+    assert ownership.orders() == []
+
+
+# --- nodes that leave ---------------------------------------------------------------------------------------------------
+def supervisor_of(tmp_path: Path, *wards: Ward) -> Supervisor:
+    """Who has heard this of its actors, and hears nothing new."""
+    supervisor = Supervisor(tmp_path)
+    supervisor.wards = list(wards)
+    supervisor.poll = lambda: None  # type: ignore[method-assign]
+    return supervisor
+
+
+def said(name: str, state: str, *partitions: int, is_down: bool = False) -> Ward:
+    return Ward(name, SESSION, "", None, status={"state": state, "partitions": partitions}, is_down=is_down)
+
+
+def test_who_left_with_its_node_is_not_waited_for_once_others_own_what_it_owned(tmp_path: Path) -> None:
+    left, stays = said("a", RUNNING, 1, is_down=True), said("b", FINISHED, 0, 1)
+    supervisor = supervisor_of(tmp_path, left, stays, Ward("c", SESSION, "", None))  # the last was never seen: its node left before it came up
+    assert supervisor.wait_until(OVER, SESSION, seconds=0)
+    assert not supervisor.wait_until((READY, RUNNING, *OVER), SESSION, seconds=0)  # at the start all are waited for
+    stays.status["partitions"] = (0,)
+    assert not supervisor.wait_until(OVER, SESSION, seconds=0)
+
+
+def test_who_lives_is_waited_for(tmp_path: Path) -> None:
+    supervisor = supervisor_of(tmp_path, said("a", RUNNING), said("b", FINISHED, 0, 1))
+    assert not supervisor.wait_until(OVER, SESSION, seconds=0)
+
+
+def test_what_was_received_is_counted_once_wherever_a_partition_goes() -> None:
+    received = Received()
+    first = {"epochs": {0: 1, 1: 1}, "received_of": {0: 100, 1: 50}}
+    assert received.total([first, {}]) == 150
+    assert received.total([{"epochs": {1: 1}, "received_of": {1: 60}}]) == 160  # 0 is on its way: what was received stays received
+    taken = {"epochs": {"0": 2}, "received_of": {"0": 90}}  # by a judge who reads JSON; it reads again from the checkpoint on
+    lost = {"epochs": {0: 1}, "received_of": {0: 100}}  # the last that its first owner said
+    assert received.total([taken, lost]) == 90 + 60
+    assert received.total([lost, {"epochs": {0: 2}, "received_of": {0: 120}}]) == 120 + 60
 
 
 # --- outages ------------------------------------------------------------------------------------------------------------
@@ -298,6 +399,20 @@ def test_whoever_takes_over_between_two_looks_is_seen() -> None:
     assert outages.ended_ms == pytest.approx([250.0])
 
 
+@pytest.mark.parametrize("is_down", [True, False])
+def test_who_is_known_to_have_died_after_its_partition_was_claimed_was_lost_all_the_same(is_down: bool) -> None:
+    """What an owner said last is as old as its last answer; others may own what it names by then."""
+    outages = Outages(range(1))
+    outages.look([ward("x", (0,), 10.0), ward("y", (), 10.0)], 10.0)
+    outages.look([ward("x", (0,), 10.0), ward("y", (0,), 11.5)], 11.5)
+    assert (outages.ended_ms, outages.moved_ms) == ([], [])
+    outages.look([ward("x", (0,) if is_down else (), 12.5, is_down=is_down), ward("y", (0,), 12.5)], 12.5)
+    found, none = (outages.ended_ms, outages.moved_ms) if is_down else (outages.moved_ms, outages.ended_ms)
+    assert none == []
+    assert len(found) == 1
+    assert 0 <= found[0] <= 1_500
+
+
 # --- costs --------------------------------------------------------------------------------------------------------------
 def test_actors_elsewhere_are_on_the_bill_by_what_they_tell() -> None:
     told: list[tuple[str, str, float, int]] = [("x", "sessions", 5.0, 1 << 20), ("y", "fleet", 3.0, 1 << 20)]
@@ -312,3 +427,49 @@ def test_actors_elsewhere_are_on_the_bill_by_what_they_tell() -> None:
 def test_a_node_lists_what_it_was_set_up_for() -> None:
     assert [WORKER.offers(kind) for kind in (SESSION, FLEET, COMMITTER)] == [6, 0, 0]
     assert replace(WORKER, resources={}).offers(SESSION) == 0
+
+
+# --- who is gone for good -------------------------------------------------------------------------------------------------
+def session_ward(name: str, state: str = RUNNING, **told: Any) -> Ward:
+    return Ward(name, SESSION, "nothing yet", None, status={"state": state, **told})
+
+
+def test_a_session_actor_that_ray_does_not_make_anew_is_no_fault_where_another_can_own(tmp_path: Path) -> None:
+    """Of a node that was drained Ray says that its actors died for good."""
+    supervisor = Supervisor(tmp_path)
+    gone = session_ward("session-1", partitions=(1, 3))
+    supervisor.wards = [session_ward("session-0", partitions=(0, 2)), gone]
+    for _ in range(2):
+        supervisor._note_death(gone, ray.exceptions.ActorDiedError())
+    assert (gone.is_down, gone.is_gone, gone.fault) == (True, True, None)
+    assert supervisor.notes[0] == "session-1 (partitions 1, 3) is gone for good, as when its node leaves: others own what it owned"
+    supervisor.poll = lambda: None  # type: ignore[method-assign]
+    supervisor.wards[0].status |= {"state": FINISHED, "partitions": (0, 1, 2, 3)}
+    assert supervisor.wait_until(OVER, SESSION, seconds=0)
+
+
+@pytest.mark.parametrize("kind", [SESSION, COMMITTER])
+def test_the_last_one_that_dies_for_good_is_a_fault(tmp_path: Path, kind: str) -> None:
+    supervisor = Supervisor(tmp_path)
+    last = Ward("last", kind, "everything", None, status={"state": RUNNING})
+    supervisor.wards = [last]
+    supervisor._note_death(last, ray.exceptions.ActorDiedError())
+    assert last.fault == "last (everything) died"
+
+
+def test_whoever_comes_up_after_the_others_were_told_to_finish_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may end before who stands by has ever answered."""
+    told: list[str] = []
+    calls = SimpleNamespace(**{name: SimpleNamespace(remote=lambda *_, name=name: told.append(name)) for name in ("begin", "finish", "status")})
+    supervisor = Supervisor(tmp_path)
+    supervisor.wards = [Ward("late", SESSION, "nothing yet", calls)]
+    supervisor.order(SESSION, "finish")
+    assert told == []  # a call would wait as long as it takes to come up
+    answer = {"state": READY, "incarnation": "one", "is_fenced": False}
+    monkeypatch.setattr("ray.get", lambda *_, **__: answer)
+    for _ in range(2):
+        supervisor._take(supervisor.wards[0])
+    assert told == ["finish"]
+    answer = answer | {"incarnation": "two"}
+    supervisor._take(supervisor.wards[0])
+    assert told == ["finish"] * 2
