@@ -29,7 +29,7 @@ from keystone.errors import CheckpointDamaged, Fenced, StoreUnavailable, UsageEr
 from keystone.metrics import Ledger
 from keystone.segments import Segment
 from keystone.session_snapshot import SCHEMA, from_schema_1
-from keystone.store import Buffer, Store
+from keystone.store import Buffer, Store, open_store
 
 EPOCHS_KEPT: Final = 256  # of a key, and of those who were refused; the others are removed
 _REFUSED: Final = "refused/"
@@ -102,6 +102,16 @@ class Checkpoint:
 
 
 _NUMBERS: Final = ("partition", "epoch", "sequence", "next_offset", "log_time_ms", "committed")
+
+
+def refused_in(state: str | None) -> set[str]:
+    """Names of those that left word in the store ``state`` of having been refused (``Checkpoints.refused``); none where nobody can say."""
+    if state is None:
+        return set()
+    try:
+        return Checkpoints(open_store(state)).refused()
+    except StoreUnavailable:
+        return set()
 
 
 class Checkpoints:

@@ -37,10 +37,12 @@ from keystone.sinks.letters_limit import LettersLimit
 from keystone.sinks.opening import Refusals, SinksSpec
 from keystone.store import open_bucket, open_store
 
-PAUSE_S = 0.005  # between turns where little comes in: what an event waits for a turn, at most. A turn costs 0.5 to 1 ms by itself
+PAUSE_S = 0.005  # between turns where little comes in: what an event waits for a turn, at most. A turn costs 1 to 2 ms by itself on a slow machine
 IDLE_PAUSE_S = 0.02  # of one that stands by: orders wait that long
-BUSY_BYTES_PER_S = 8e6  # from ~30,000 events/s on turns would take half a core for being many: 0.66 of one at 100,000 events/s, 5 ms apart 0.45,
-BUSY_PERIOD_S = 0.02  # ... so they begin this far apart, unless more is waiting already
+BUSY_BYTES_PER_S = (
+    8e6  # from ~30,000 events/s on turns would take much of a core for being many: 0.66 of a slow one at 100,000 events/s when 2 ms apart, 0.41 so,
+)
+BUSY_PERIOD_S = 0.02  # ... as they begin this far apart, unless more is waiting already
 RATE_MEMORY_S = 0.5  # over which the rate is averaged
 HALF_POLL_BYTES = 1 << 20  # of a partition in one turn: then more is waiting
 COMMIT_UNDER_WAY_S = 5.0  # that may still end for an owner that was replaced; they take 0.1-1 s

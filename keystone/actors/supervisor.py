@@ -194,7 +194,7 @@ class Supervisor:
             if not ward.is_down:
                 self._count_death(ward)
             ward.is_gone = True
-            self.notes.append(f"{ward.name} ({self._covers(ward)}) is gone for good, as when its node leaves: others own what it owned")
+            self.notes.append(f"{ward.name} ({self._covers(ward)}) is gone for good, as when its node leaves: others take what it owned")
         elif ward.kind == FLEET or is_for_good:
             ward.fault = f"{ward.name} ({self._covers(ward)}) died{self._crash(ward.name)}"
         elif not ward.is_down:

@@ -33,11 +33,10 @@ from keystone.bench.plan import BenchPlan
 from keystone.bench.report import Measured
 from keystone.bench.screen import Progress, count, ms
 from keystone.bench.verdict import LagSample
-from keystone.checkpoint import Checkpoints
+from keystone.checkpoint import refused_in
 from keystone.config import Config
 from keystone.events import ALERT_OPEN_STALL
 from keystone.sim.plan import FleetPlan
-from keystone.store import open_store
 
 READY_MAX_S = 600.0  # to build 10M devices and their tables
 START_AHEAD_S = 1.0  # so that every fleet actor has its order before the first tick
@@ -195,8 +194,7 @@ class Run:
         """Where actors are, and what became of those that were lost."""
         self.measured.recoveries_ms, self.measured.moves_ms = self.outages.ended_ms, self.outages.moved_ms
         if placement.is_joined:
-            refused = Checkpoints(open_store(str(self.out / STATE_DIR))).refused()
-            self.measured.fenced_writes = max(self.supervisor.fenced_writes, len(refused))
+            self.measured.fenced_writes = max(self.supervisor.fenced_writes, len(refused_in(str(self.out / STATE_DIR))))
             self.measured.nodes = nodes_section(placement, self.supervisor)
 
     def _elapsed_s(self) -> float:

@@ -25,9 +25,9 @@ from keystone.actors.runtime import RayRuntime
 from keystone.actors.session import SessionActor, SessionSpec, SessionTotals
 from keystone.actors.supervising import appoint
 from keystone.actors.supervisor import SupervisionError, Supervisor, covers
-from keystone.checkpoint import Checkpoints
+from keystone.checkpoint import refused_in
 from keystone.config import Config
-from keystone.errors import StoreUnavailable, UsageError
+from keystone.errors import UsageError
 from keystone.log.url import EmbeddedUrl, LogUrl, open_embedded
 from keystone.logs import get
 from keystone.metrics import LatencyHistogram, Ledger
@@ -35,7 +35,6 @@ from keystone.routes import CONSOLE
 from keystone.run.cluster import check_places, fitted, joined
 from keystone.run.places import PARQUET, SPOOL, Places
 from keystone.sinks.plain_lake import staging_of
-from keystone.store import open_store
 
 LOOK_EVERY_S: Final = 0.25
 READY_MAX_S: Final = 120.0
@@ -197,7 +196,7 @@ class Service:
 
     def _build(self, supervisor: Supervisor, work_dir: Path) -> None:
         places, config = self._places, self._config
-        self._refused_before = self._refused()
+        self._refused_before = refused_in(self._places.state)
         state = places.state or str(work_dir / "state")
         room = _room_of_a_partition(places.log)
         lake_dir = places.lake_dir if places.lake_dir is None or places.lake_format != PARQUET else staging_of(places.lake_dir)
@@ -213,15 +212,6 @@ class Service:
         if places.lake is not None:
             committing = CommitterSpec(places.lake, state, str(work_dir), config.lake, is_plain=places.lake_format == PARQUET, patience_s=BUILD_PATIENCE_S)
             supervisor.add("committer", "committer", "the lake's commits", CommitterActor, committing)
-
-    def _refused(self) -> set[str]:
-        """Owners that left word of having been refused, of this run or before."""
-        if self._places.state is None:
-            return set()
-        try:
-            return Checkpoints(open_store(self._places.state)).refused()
-        except StoreUnavailable:
-            return set()
 
     def _open_cohorts(self) -> CohortSinks | None:
         sinks = self._places.sinks
@@ -336,7 +326,10 @@ class Service:
         result.faults += [fault for fault in supervisor.faults() if fault not in result.faults]
         result.log_metrics = {ward.name: ward.status.get("log", {}) for ward in supervisor.of_kind("session")}
         result.restarts = sum(ward.restarts for ward in supervisor.of_kind("session"))
-        result.fenced_writes, result.recoveries = max(supervisor.fenced_writes, len(self._refused() - self._refused_before)), supervisor.recoveries
+        result.fenced_writes, result.recoveries = (
+            max(supervisor.fenced_writes, len(refused_in(self._places.state) - self._refused_before)),
+            supervisor.recoveries,
+        )
         if self._places.lake is not None:
             result.lake_rows = result.ledger.lake_rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,9 @@ def make_ray(make_hosts) -> Callable[[int], RayOnHosts]:
         return ray
 
     return make
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A directory that all hosts see, as one that they mount."""
+    return tmp_path / "venv" / "shared"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.hosts import Hosts
+from tests.cluster.programs import is_exact
 from tests.cluster.ray_cluster import RayOnHosts
 from tests.cluster.runs import RunOnHosts
-from tests.cluster.test_jobs import RUNS_S_MAX, is_exact, report_in, submit, wait_for_a_checkpoint
+from tests.cluster.test_jobs import RUNS_S_MAX, report_in, submit, wait_for_a_checkpoint
 
 AWAY_S = 20.0
 UNDER_WAY_S = 12.0  # of devices that send: checkpoints and commits are there

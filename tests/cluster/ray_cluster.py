@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.cluster.hosts import ROOT, Hosts
 
+#: Of tests that use one.
+ON_HOSTS = [
+    pytest.mark.cluster,
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.alone,  # a node that gets no CPU for a second is given up: that is what the health checks are set to
+    pytest.mark.timeout(900),  # seconds; twice up and down took 175 beside others that computed
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces with networks; CI is root"),
+]
 JOIN_S_MAX = 180.0  # a worker follows the head by 9 to 18 s, where nobody else computes
 ENV = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}  # as the guide has a person set it
 #: As deploy/README.md has it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -13,17 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.ray_cluster import RayOnHosts
+from tests.cluster.programs import is_exact
+from tests.cluster.ray_cluster import ON_HOSTS, RayOnHosts
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.ray,
-    pytest.mark.kafka,
-    pytest.mark.slow,
-    pytest.mark.alone,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces with networks; CI is root"),
-]
+pytestmark = [*ON_HOSTS, pytest.mark.kafka]
 RUNS_S_MAX = 240.0
 
 
@@ -39,19 +31,6 @@ def report_in(said: str) -> dict[str, Any]:
     assert lines, said
     report: dict[str, Any] = json.loads(lines[0])
     return report
-
-
-def is_exact(report: dict[str, Any]) -> None:
-    truth, ledger = report["truth"], report["ledger"]
-    assert truth["expected"] == truth["alerted"] > 0, truth
-    assert (truth["missed"], truth["false"], truth["duplicate"]) == (0, 0, 0)
-    assert ledger["sent"] == ledger["received"] == ledger["accepted"] == ledger["lake_rows"]
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A directory that all hosts see, as one that they mount."""
-    return tmp_path / "venv" / "shared"
 
 
 def test_a_job_runs_on_both_hosts_and_brings_its_report_back(make_ray: Callable[[int], RayOnHosts], shared: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,24 +9,10 @@ import pytest
 
 from tests.cluster.hosts import Hosts
 from tests.cluster.node_faults import bench_through, cut, freeze, run_again_after_a_head, run_through_a_new_head
-from tests.cluster.ray_cluster import RayOnHosts
+from tests.cluster.ray_cluster import ON_HOSTS, RayOnHosts
 from tests.cluster.runs import EPS, SECONDS
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.ray,
-    pytest.mark.kafka,
-    pytest.mark.slow,
-    pytest.mark.alone,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces with networks; CI is root"),
-]
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A directory that all hosts see, as one that they mount."""
-    return tmp_path / "venv" / "shared"
+pytestmark = [*ON_HOSTS, pytest.mark.kafka]
 
 
 @pytest.mark.parametrize("harm", [freeze, cut])

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.ray_cluster import ENV, RayOnHosts
+from tests.cluster.ray_cluster import ENV, ON_HOSTS, RayOnHosts
 from tests.rdkafka import Confluent, create_topic
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.ray,
-    pytest.mark.kafka,
-    pytest.mark.slow,
-    pytest.mark.alone,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces with networks; CI is root"),
-]
+pytestmark = [*ON_HOSTS, pytest.mark.kafka]
 EVENTS = 500
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import time
@@ -10,17 +9,10 @@ import time
 import pytest
 
 from keystone import __version__
-from tests.cluster.ray_cluster import NODES, RayOnHosts, nodes_in
+from tests.cluster.hosts import OF_A_HOST
+from tests.cluster.ray_cluster import NODES, ON_HOSTS, RayOnHosts, nodes_in
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.alone,  # a node that gets no CPU for a second is given up: that is what the health checks are set to
-    pytest.mark.timeout(900),  # seconds; twice up and down took 175 beside others that computed
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces with networks; CI is root"),
-]
-OF_A_HOST = {"sh", "sshd"}  # what runs on it without a Ray
+pytestmark = ON_HOSTS
 LEAVE_S_MAX = 60.0  # an ssh connection that Ray keeps open lasts 10 s more
 ASK = """
 import sys, ray

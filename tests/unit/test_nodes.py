@@ -442,7 +442,7 @@ def test_a_session_actor_that_ray_does_not_make_anew_is_no_fault_where_another_c
     for _ in range(2):
         supervisor._note_death(gone, ray.exceptions.ActorDiedError())
     assert (gone.is_down, gone.is_gone, gone.fault) == (True, True, None)
-    assert supervisor.notes[0] == "session-1 (partitions 1, 3) is gone for good, as when its node leaves: others own what it owned"
+    assert supervisor.notes[0] == "session-1 (partitions 1, 3) is gone for good, as when its node leaves: others take what it owned"
     supervisor.poll = lambda: None  # type: ignore[method-assign]
     supervisor.wards[0].status |= {"state": FINISHED, "partitions": (0, 1, 2, 3)}
     assert supervisor.wait_until(OVER, SESSION, seconds=0)
