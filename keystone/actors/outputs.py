@@ -31,6 +31,7 @@ from keystone.sinks.ndjson import DeadLetterFile, last_place
 from keystone.store import open_store
 
 CLOSE_WAIT_S: Final = 30.0  # for outcomes that are still to come at the end
+TOGETHER_S: Final = 0.005  # after which an alert waits no longer for those of other partitions in the same turn
 MEND_EVERY_S: Final = 1.0  # between two tries to deliver what failed
 MARK_EVERY_S: Final = 5.0  # between two looks where the actions end: so much of them is read again at most, beyond a checkpoint's age
 ACTIONS_MARK: Final = "actions"
@@ -205,6 +206,7 @@ class TopicOutput:
         self._said: set[str] = set()
         self._under_way: deque[_UnderWay] = deque()
         self._mended_s = 0.0
+        self._waiting_since_s: float | None = None  # what was handed over and is not under way yet
         self._ends = dict(actions_from)  # of the actions, at or before what is sent next
         self._ends_s = 0.0
 
@@ -236,6 +238,7 @@ class TopicOutput:
             log.warning("where the actions end cannot be looked up", reason=str(error))
 
     def flush(self) -> bool:
+        self._wake()
         until = time.monotonic() + CLOSE_WAIT_S
         while (items := self._troubled_or_pending()) and time.monotonic() < until:
             self._sink.wait(items, wait_s=0.5)
@@ -254,7 +257,18 @@ class TopicOutput:
         letters = delivery.dead_letters
         items = [*map(Item, delivery.alerts), *(Item(letters[at : at + LETTERS_TOGETHER]) for at in range(0, len(letters), LETTERS_TOGETHER))]
         self._under_way.append(_UnderWay(delivery, items))
-        self._sink.send(items)
+        if items:
+            now_s = time.monotonic()
+            self._waiting_since_s = self._waiting_since_s or now_s
+            self._sink.send(items, wakes=False)
+            if now_s - self._waiting_since_s > TOGETHER_S:
+                self._wake()
+
+    def _wake(self) -> None:
+        """What the partitions of a turn had to say goes together: a request costs 1-2 ms, here and at the broker."""
+        if self._waiting_since_s is not None:
+            self._waiting_since_s = None
+            self._sink.wake()
 
     def _note_said(self, delivery: Delivery, fresh: set[int]) -> None:
         """What is in the topic, and perhaps not on the trail, because its owner died between the two: it is visible now at the latest."""
@@ -265,6 +279,7 @@ class TopicOutput:
             self._trails.append(delivery.partition, alerts, decoded_ms=decoded_ms, alerted_ms=alerted_ms)
 
     def finished(self) -> Iterator[Delivery]:
+        self._wake()
         self._mend_when_due()
         while self._under_way and self._under_way[0].is_done:
             done = self._under_way.popleft()

@@ -33,6 +33,7 @@ from keystone.report.making import PAGE
 from keystone.sinks.opening import look_at_elastic
 
 RESULTS = ("report.json", PAGE, "alerts.ndjson", "truth.parquet", "latency.parquet", COHORTS_FILE, LAKE_DIR, ".lake.writing", STATE_DIR, OUTBOX_DIR, WORK_DIR)
+WARM_S, WARM_SHARE = 20, 0.5  # before a search over Kafka: seconds, and share of the rate it begins with
 CONFIRMATIONS_MAX = 6  # runs of the full length that a search may take to find one that passes
 
 
@@ -74,7 +75,7 @@ def run_bench(options: Options, *, config_file: str | None, is_search: bool, uni
                 if address is not None:
                     placement, plan = on_cluster(options, plan, out, progress)
                 driver = Driver(config, make_log, progress, stop, keep_log=options.keep_log, placement=placement, grows=grows)
-                measured, probes = _search(driver, plan, out) if is_search else (_one(driver, plan, out), None)
+                measured, probes = _search(driver, plan, out, warms=kafka_url(options) is not None) if is_search else (_one(driver, plan, out), None)
     measured.machine, measured.versions = machine.as_dict(), versions()
     measured.config, measured.unit_events_per_s = config.model_dump(mode="json"), unit_events_per_s
     report = build_report(measured)
@@ -131,8 +132,12 @@ def _one(driver: Driver, plan: BenchPlan, out: Path) -> Measured:
     return driver.run(plan, out)
 
 
-def _search(driver: Driver, plan: BenchPlan, out: Path) -> tuple[Measured, list[dict[str, Any]]]:
-    """Probe rates, then confirm the best; the confirming run's measures, and what each probe gave."""
+def _search(driver: Driver, plan: BenchPlan, out: Path, *, warms: bool = False) -> tuple[Measured, list[dict[str, Any]]]:
+    """Probe rates, then confirm the best; the confirming run's measures, and what each probe gave.
+
+    ``warms``: brokers that were just started compile while they serve, which takes most of a core for half a minute here: what the first
+    probe finds then is less than what the same brokers take later, and a rate that failed is not tried again.
+    """
     search = RateSearch(plan.eps)
     probes: list[dict[str, Any]] = []
 
@@ -147,6 +152,9 @@ def _search(driver: Driver, plan: BenchPlan, out: Path) -> tuple[Measured, list[
         return measured, passed
 
     measured, rate = None, search.next_rate()
+    if warms and rate is not None:
+        driver.progress.say(f"{rate * WARM_SHARE:>12,.0f} events/s for {WARM_S} s: not judged, it warms the brokers")
+        _one(driver, plan.at(rate * WARM_SHARE, seconds=WARM_S), out)
     while rate is not None and not driver.stop.is_asked():
         measured, passed = probe(rate, min(plan.seconds, SEARCH_PROBE_S))
         search.record(rate, passed)

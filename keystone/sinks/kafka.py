@@ -68,8 +68,8 @@ class TopicSink:
         self._dead = KafkaLog.open(dead_letters, config, action="write", role=f"{role}-dead-letters") if dead_letters is not None else None
         self._changed = threading.Condition()
 
-    def send(self, items: Sequence[Item]) -> None:
-        """Hand over; each item's state changes when its outcome is known. Waits while too much is under way."""
+    def send(self, items: Sequence[Item], *, wakes: bool = True) -> None:
+        """Hand over; each item's state changes when its outcome is known. Waits while too much is under way. ``wakes=False``: a ``wake`` follows."""
         now_ms = int(time.time() * 1_000)
         for item in items:
             item.state, item.sent_ms = "pending", now_ms
@@ -77,8 +77,13 @@ class TopicSink:
                 self._send(item)
             except RecordTooLarge as error:
                 self._give_up(item, error)
+        if wakes and items:
+            self.wake()
+
+    def wake(self) -> None:
+        """What was handed over goes now."""
         for topic in (self._actions, self._dead):
-            if topic is not None and items:
+            if topic is not None:
                 topic.producer().wake()
 
     def _send(self, item: Item) -> None:

@@ -16,7 +16,7 @@ from keystone import __version__
 from keystone.actors.stopping import StopSignal
 from keystone.actors.supervisor import shares
 from keystone.bench.__main__ import bench_command
-from keystone.bench.command import CONFIRMATIONS_MAX, _check_out, _clear, _search
+from keystone.bench.command import CONFIRMATIONS_MAX, WARM_S, WARM_SHARE, _check_out, _clear, _search
 from keystone.bench.machine import Machine
 from keystone.bench.plan import SEARCH_PROBE_S, SEGMENTS, BenchPlan, Options, check_room, log_home, resolve
 from keystone.bench.report import Measured, build_report
@@ -154,6 +154,15 @@ class FakeDriver:
         if plan.eps > (self.confirmed if plan.seconds == 30 else self.capacity):
             measured.faults.append("too fast")
         return measured
+
+
+def test_a_search_over_kafka_warms_the_brokers_with_a_run_that_decides_nothing(tmp_path: Path) -> None:
+    driver = FakeDriver(1e9, 1e9)
+    plan = resolve(Options(eps=400_000.0), SMALL)
+    _, probes = _search(driver, plan, tmp_path / "out", warms=True)  # type: ignore[arg-type]
+    assert driver.runs[0] == (400_000.0 * WARM_SHARE, WARM_S)
+    assert [probe["eps"] for probe in probes] == [eps for eps, _ in driver.runs[1:]]
+    assert probes[0]["eps"] == 400_000.0
 
 
 @pytest.mark.parametrize(("confirmed", "verdict"), [(1e9, "pass"), (900_000.0, "pass"), (0.0, "fail")])

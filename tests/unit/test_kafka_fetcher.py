@@ -152,7 +152,7 @@ def taken(fetcher: Fetcher, place: Place, behind: int) -> bytes:
                 found += bytes(chunk.data)
             if place.next_offset >= behind:
                 return found
-        fetcher.wake()
+        fetcher.wake_for_room()
         assert time.monotonic() < until
         time.sleep(0.002)
 
@@ -221,6 +221,24 @@ def test_what_nobody_polls_is_bounded(start: Start, partitions: int) -> None:
     assert min(request.max_bytes for request in brokers.asked) < room
     for place in places:
         assert taken(fetcher, place, 3_000)
+
+
+def test_a_chunk_that_is_taken_wakes_the_fetcher_only_where_room_was_lacking(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers, fetcher = start(fetch_buffer_bytes_max=30_000, fetch_bytes_max=10_000)
+    place = Place(0, 0, OLD)
+    brokers.parts[0] = [batch_of(10 * i, size=1_000) for i in range(20)]
+    wakes: list[bool] = []
+    monkeypatch.setattr(fetcher, "wake", lambda wake=fetcher.wake: (wakes.append(True), wake()))
+    fetcher.add(place)
+    soon(lambda: place.chunk_bytes > 20_000 and fetcher._lacks_room and not asks_more(brokers))
+    before = len(wakes)
+    fetcher.wake_for_room()
+    assert len(wakes) == before + 1
+    assert taken(fetcher, place, 200)
+    soon(lambda: place.next_offset == 200 and not place.chunks and not fetcher._lacks_room)
+    before = len(wakes)
+    fetcher.wake_for_room()
+    assert len(wakes) == before
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------

@@ -220,6 +220,18 @@ def test_lanes_of_one_broker_share_a_request(start: Start) -> None:
     assert producer.lane("t", 1) is second
 
 
+def test_what_lingers_for_a_broker_goes_along_with_what_is_due_and_other_brokers_wait(start: Start) -> None:
+    brokers, producer, urgent = start(linger_ms=10_000, nodes=2)
+    lingers, elsewhere = producer.lane("t", 2), producer.lane("t", 1)
+    for lane in (lingers, elsewhere):
+        producer.send(lane, b"lingers")
+    producer.send(urgent, b"urgent", is_urgent=True)
+    assert producer.flush([urgent], wait_s=FLUSH_S)
+    assert producer.flush([lingers], wait_s=FLUSH_S)
+    assert (sums(lingers), sums(elsewhere), brokers.requests) == ((1, 0, 0), (0, 0, 0), 1)
+    assert producer.flush([elsewhere], wait_s=FLUSH_S)
+
+
 def test_a_send_to_an_idle_broker_does_not_wait_for_one_that_hangs(start: Start) -> None:
     brokers, producer, lane = start(HOLD, nodes=2)
     other = producer.lane("t", 1)

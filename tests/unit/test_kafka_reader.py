@@ -78,6 +78,9 @@ class Topic:
     def remove(self, place: Place) -> None:
         assert place is self.place
 
+    def wake_for_room(self) -> None:
+        self.wake()
+
     def wake(self) -> None:
         place = self.place
         if place.chunks or place.fault or place.next_offset >= self.end:

@@ -150,9 +150,17 @@ class Sink:
         self.items: list[Item] = []
         self.mended: list[list[Item]] = []
         self.is_closed = False
+        self.waiting = 0  # handed over and not on its way
+        self.wakes = 0
 
-    def send(self, items: Sequence[Item]) -> None:
+    def send(self, items: Sequence[Item], *, wakes: bool = True) -> None:
         self.items += items
+        self.waiting += len(items)
+        if wakes:
+            self.wake()
+
+    def wake(self) -> None:
+        self.waiting, self.wakes = 0, self.wakes + 1
 
     def end(self, index: int, state: str = "acknowledged", at_ms: float = APPENDED_MS + 40.0) -> None:
         self.items[index].state, self.items[index].done_ms = state, at_ms
@@ -193,6 +201,27 @@ def test_a_delivery_is_finished_when_all_of_it_and_all_before_it_is_there() -> N
     assert output.alerts == 0
     assert offsets(output.finished()) == [1, 2, 3]
     assert (output.alerts, output.pending(), output.detect.count, output.detect.max_ms) == (2, 0, 2, 40.0)
+
+
+def test_what_partitions_of_one_turn_say_goes_together_and_waits_for_no_later_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, sink = topic_output()
+    for number in range(3):
+        output.send(delivery(number + 1, alert(number)))
+    output.send(delivery(4))
+    assert (sink.waiting, sink.wakes) == (3, 0)
+    assert offsets(output.finished()) == []
+    assert offsets(output.finished()) == []
+    assert (sink.waiting, sink.wakes) == (0, 1)
+    output.send(delivery(5, alert(5)))
+    monkeypatch.setattr("keystone.actors.outputs.TOGETHER_S", -1.0)  # the turn takes long
+    output.send(delivery(6, alert(6)))
+    assert (sink.waiting, sink.wakes) == (0, 2)
+    for index in range(5):
+        sink.end(index)
+    output.send(delivery(7, letters=[letter(7)]))
+    sink.end(5)
+    assert output.flush()
+    assert (sink.waiting, sink.wakes) == (0, 3)
 
 
 @settings(max_examples=50)

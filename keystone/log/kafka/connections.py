@@ -119,7 +119,18 @@ def check_versions(ranges: dict[int, tuple[int, int]]) -> None:
 class _Receiving:
     """Takes what there is in large pieces, and hands over what came before a hang-up, which kafka-python's own drops: often the reason."""
 
+    _net: Any
     _sock: Any
+
+    async def _write_to_sock(self) -> None:
+        """Send at once, and wait for room only where there is none: kafka-python waits first, which costs a round of its selector a request."""
+        _, error = self._sock_send()
+        if error:
+            self._writing = False
+            self.abort(error=error)  # type: ignore[attr-defined]
+            return
+        self.last_write = time.monotonic()
+        await super()._write_to_sock()  # type: ignore[misc]  # what is left, and what closing wants done
 
     def _sock_send(self) -> tuple[int, Exception | None]:
         sent, error = super()._sock_send()  # type: ignore[misc]

@@ -26,7 +26,7 @@ BY_ID_VERSION: Final = 13  # from here on topics are named by id (KIP-516), so t
 BY_NAME_VERSION: Final = 12
 VERSION_MIN: Final = 10  # zstd
 EAGER_BYTES_PER_S: Final = 4e6  # above, a fetch waits for a worthwhile amount: each costs ~1 ms here and at the broker
-EAGER_PERIOD_S: Final = 0.010
+EAGER_PERIOD_S: Final = 0.020  # a session actor's turn
 RATE_MEMORY_S: Final = 0.5
 UNASKED_RETRY_S: Final = 0.02  # between two looks while metadata are being asked for
 MISSING_RETRY_S: Final = 0.5  # between two looks for a topic that is gone
@@ -99,6 +99,7 @@ class Fetcher:
         self._woken = WakeupNotifier(client.net)
         self._lock = threading.Lock()
         self._is_running = False
+        self._lacks_room = True  # some place was passed over for that, as of the last look; while one is under way, maybe
         self._was_known = False  # metadata have named a leader: from then on none means an election, or that the topic is gone
 
     # --- from any thread ------------------------------------------------------------------------------------------------
@@ -123,6 +124,11 @@ class Fetcher:
         if not self._client.is_closed:
             self._woken.notify()
 
+    def wake_for_room(self) -> None:
+        """A chunk was taken: a wake, which is a system call and a round of the thread, only where that lets something be fetched."""
+        if self._lacks_room:
+            self.wake()
+
     def topic_id(self) -> Any:
         """The topic's id by the last metadata; None where brokers give none, or there is no such topic."""
         return self._client.fetching.cluster.topic_id(self._topic)
@@ -137,14 +143,17 @@ class Fetcher:
         """Start a fetch at every idle broker that has something to fetch; when to look again (monotonic, s)."""
         now_s = time.monotonic()
         again_s = now_s + 1.0
+        self._lacks_room = True  # before the first look at what is held: a chunk that is taken after it wakes us again
+        lacks_room = False
         with self._lock:
             places = [place for group in self._places.values() for place in group]
         room = self._config.fetch_buffer_bytes_max - sum(place.chunk_bytes for place in places)
         by_leader: dict[int, list[Place]] = {}
         for place in places:
-            if place.is_fetching or place.fault is not None or place.is_closed or room <= 0:
+            if place.is_fetching or place.fault is not None or place.is_closed:
                 continue
-            if place.chunk_bytes > self._config.fetch_buffer_bytes_max // max(1, len(places)):
+            if room <= 0 or place.chunk_bytes > self._config.fetch_buffer_bytes_max // max(1, len(places)):
+                lacks_room = True
                 continue
             if place.not_before_s > now_s:
                 again_s = min(again_s, place.not_before_s)
@@ -156,6 +165,7 @@ class Fetcher:
             else:
                 self._was_known = True
                 by_leader.setdefault(leader, []).append(place)
+        self._lacks_room = lacks_room
         for leader, waiting in by_leader.items():
             ours = list({place.partition: place for place in sorted(waiting, key=lambda place: -place.fetched_s)}.values())
             if leader not in self._busy:

@@ -223,27 +223,14 @@ class Producer:
             await self._woken(None if again_s == NEVER else max(0.0005, again_s - time.monotonic()))
 
     def _send_what_can_be(self) -> float:
-        """Start a request to every idle broker that something is due for; when to look again, if not woken before."""
+        """Start a request to every idle broker that something is due for; when to look again, if not woken before.
+
+        What lingers for the same broker goes along: a request costs by itself, a batch more in it next to nothing.
+        """
         now_s = time.monotonic()
-        again_s = NEVER
-        by_leader: dict[int, list[Batch]] = {}
-        expired: list[Batch] = []
         with self._lock:
-            for lane in sorted((lane for lane in self._lanes.values() if lane.waiting), key=_oldest_s):
-                if lane.in_flight is not None:
-                    continue
-                if now_s - lane.waiting[0].opened_s > self._config.delivery_timeout_ms / 1_000:
-                    expired.append(lane.waiting.popleft())
-                    again_s = now_s
-                elif (due_s := self._due_s(lane)) > now_s:
-                    again_s = min(again_s, due_s)
-                elif (leader := self._client.leader(lane.topic, lane.partition)) is None:
-                    lane.not_before_s = now_s + RETRY_MS / 1_000
-                    again_s = min(again_s, lane.not_before_s)
-                    self._client.control.cluster.request_update()
-                elif leader not in self._busy and _has_room(by_leader.get(leader, []), lane.waiting[0]):
-                    lane.in_flight = lane.waiting.popleft()
-                    by_leader.setdefault(leader, []).append(lane.in_flight)
+            expired = self._expired(now_s)
+            by_leader, again_s = self._due(now_s)
             self._looks_s = again_s
         for batch in expired:
             self._give_up(batch, LogUnreachable(f"topic {batch.lane.topic!r}: no answer within kafka.delivery_timeout_ms"))
@@ -251,6 +238,35 @@ class Producer:
             self._busy.add(leader)
             self._client.start(self._request, leader, batches)
         return again_s
+
+    def _expired(self, now_s: float) -> list[Batch]:
+        """Batches that have waited for too long, out of their queues. With the lock held."""
+        limit_s = self._config.delivery_timeout_ms / 1_000
+        expired = []
+        for lane in self._lanes.values():
+            while lane.waiting and lane.in_flight is None and now_s - lane.waiting[0].opened_s > limit_s:
+                expired.append(lane.waiting.popleft())
+        return expired
+
+    def _due(self, now_s: float) -> tuple[dict[int, list[Batch]], float]:
+        """What goes now, by idle broker, and when there may be more. With the lock held."""
+        by_leader: dict[int, list[Batch]] = {}
+        again_s = NEVER
+        lingering: list[tuple[float, Lane]] = []
+        for lane in sorted((lane for lane in self._lanes.values() if lane.waiting and lane.in_flight is None), key=_oldest_s):
+            if (due_s := self._due_s(lane)) > now_s:
+                lingering.append((due_s, lane))
+            elif (leader := self._client.leader(lane.topic, lane.partition)) is None:
+                lane.not_before_s = now_s + RETRY_MS / 1_000
+                again_s = min(again_s, lane.not_before_s)
+                self._client.control.cluster.request_update()
+            elif leader not in self._busy:
+                _take_along(by_leader, leader, lane)
+        for due_s, lane in lingering:
+            leader = self._client.leader(lane.topic, lane.partition) if lane.not_before_s <= now_s else None
+            if leader not in by_leader or not _take_along(by_leader, leader, lane):
+                again_s = min(again_s, due_s)
+        return by_leader, again_s
 
     def _due_s(self, lane: Lane) -> float:
         """When a lane's first batch goes: at once if it is urgent, full, or repeated; else when it has lingered."""
@@ -442,6 +458,11 @@ def _oldest_s(lane: Lane) -> float:
     return lane.waiting[0].opened_s
 
 
-def _has_room(batches: list[Batch], batch: Batch) -> bool:
-    """Whether a request takes one more batch."""
-    return not batches or sum(map(len, batches)) + len(batch) <= REQUEST_BYTES_MAX
+def _take_along(by_leader: dict[int, list[Batch]], leader: int, lane: Lane) -> bool:
+    """The lane's first batch into the request to its leader, where that takes one more."""
+    batches = by_leader.get(leader, [])
+    if batches and sum(map(len, batches)) + len(lane.waiting[0]) > REQUEST_BYTES_MAX:
+        return False
+    lane.in_flight = lane.waiting.popleft()
+    by_leader[leader] = [*batches, lane.in_flight]
+    return True

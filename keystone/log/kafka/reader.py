@@ -133,7 +133,7 @@ class KafkaReader:
                 return None
             chunk = place.chunks.popleft()
             place.chunk_bytes -= len(chunk.data)
-        self._fetcher.wake()
+        self._fetcher.wake_for_room()
         return chunk
 
     def _pass_over(self, bad: Unreadable) -> bool:
