@@ -28,6 +28,7 @@ from typing import Any, Self
 import psutil
 
 from benchmarks.measure import report
+from keystone.bench.machine import StealMeter
 from keystone.bench.speed import measure_speed
 from keystone.capacity.rates import LOGS, PARTS, kept
 from keystone.capacity.sustained import sustained
@@ -57,6 +58,7 @@ class Others:
 
     def __enter__(self) -> Self:
         self._stop, self._ours, self._began = threading.Event(), {}, (time.monotonic(), self._busy_s())
+        self._steal = StealMeter()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -65,6 +67,7 @@ class Others:
         self._stop.set()
         self._thread.join()
         wall_s, busy_s = time.monotonic() - self._began[0], self._busy_s() - self._began[1]
+        self.stolen_cores = self._steal.cores()
         ours_s = sum(last - first for first, last in self._ours.values())
         self.cores = max(0.0, (busy_s - ours_s) / wall_s)
 
@@ -136,7 +139,8 @@ def compare(log: str, seconds: int) -> dict[str, Any]:
     left = min(said.by_loop, said.by_fleet, said.by_cores * max(0.0, rates.cores - others.cores) / rates.cores)
     return {
         "log": log, "predicted eps": round(said.eps), "found eps": found, "predicted to found": round(said.eps / found, 3) if found else None,
-        "cores of others": round(others.cores, 3), "predicted of what they left": round(left), "left to found": round(left / found, 3) if found else None,
+        "cores of others": round(others.cores, 3), "cores stolen": round(others.stolen_cores, 3), "predicted of what they left": round(left),
+        "left to found": round(left / found, 3) if found else None,
         "limit": said.limit, "speed": rates.speed_events_per_s, "speed after": round(measure_speed()),
         "us an event, predicted": round(sum(rates[f"{log}_{part}_busy_us"] for part in PARTS), 3),
         "us an event, found": result["cpu_us_per_event"]["total"], "broker us, found": result["cpu_us_per_event"].get("broker"),

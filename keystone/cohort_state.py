@@ -360,6 +360,15 @@ class CohortMemory:
             "cohort_starts": self._starts[: starts * START_WORDS],
         }  # fmt: skip
 
+    def used_bytes(self, rows: int) -> list[int]:
+        """The sizes of what ``used`` gives. Another thread may ask."""
+        if not self.is_on:
+            return [array.nbytes for array in cohort_snapshot.none().values()]
+        facts, starts, known = int(self._state[FACTS]), int(self._state[STARTS]), int(self._state[COMBINATIONS])
+        values, keys = int(self._counts.sum()) * 4, known * self._dims.size * 2
+        fixed = [self._rules.nbytes, self._state.nbytes, self._counts.nbytes]
+        return [*fixed, rows * 4, values, keys, facts * FACT_WORDS * 8, facts * 4, starts * START_WORDS * 8]
+
     def restore(self, arrays: Arrays, table: layout.Table) -> layout.Table:
         """Go on from a snapshot, into fresh memory. ``table`` has its rows and codes; returns it with its cohorts.
 

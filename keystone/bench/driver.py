@@ -28,10 +28,10 @@ from keystone.bench.cluster import SHARED, Outages, nodes_section
 from keystone.bench.cohorts import CohortTable
 from keystone.bench.engine import STATE_DIR, add_engine, add_session_actors, open_cohorts, session_name
 from keystone.bench.logs import BenchLog
-from keystone.bench.machine import CpuMeter, wall_ms
+from keystone.bench.machine import CpuMeter, StealMeter, stolen_note, usable_cores, wall_ms
 from keystone.bench.plan import BenchPlan
 from keystone.bench.report import Measured
-from keystone.bench.screen import Progress, count, ms
+from keystone.bench.screen import Progress, count, duration
 from keystone.bench.verdict import LagSample
 from keystone.checkpoint import refused_in
 from keystone.config import Config
@@ -102,7 +102,9 @@ class Run:
         self.supervisor.order("fleet", "go", start_ms)
         time.sleep(max(0.0, (start_ms - wall_ms()) / 1_000))
         self.meter.open()
+        steal = StealMeter()
         self._watch("running", self.plan.seconds + OVERRUN_MAX_S, lambda: all(w.state == FINISHED for w in self.supervisor.of_kind("fleet")))
+        self._note_steal(steal.cores())
         elapsed_s = self._elapsed_s()
         self.measured.seconds = float(min(self.plan.seconds, elapsed_s)) if self.stop.is_asked() else float(self.plan.seconds)
         if self.stop.is_asked():
@@ -113,6 +115,11 @@ class Run:
             self.measured.faults.append(f"the fleets did not end within {OVERRUN_MAX_S:.0f} s of their schedule")
         self.supervisor.order("fleet", "finish")
         self.supervisor.wait_until(OVER, "fleet", seconds=FLEET_CLOSE_MAX_S)
+
+    def _note_steal(self, stolen_cores: float) -> None:
+        self.measured.stolen_cores = round(stolen_cores, 3)
+        if (note := stolen_note(stolen_cores, usable_cores())) is not None:
+            self.measured.notes.append(note)
 
     def drain(self, due_ms: float) -> None:
         """Until the readers have caught up and every alert expected by wall time ``due_ms`` had its chance."""
@@ -185,8 +192,8 @@ class Run:
                 "events/s": count(events / min(at_s, self.plan.seconds) if at_s > 0 else 0),
                 "lag": count(lag),
                 "alerts": count(alerts),
-                "detect p99": f"{ms(max(detect, default=None))} ms",
-                "send delay p99": f"{ms(max(delays, default=None))} ms",
+                "detect p99": duration(max(detect, default=None)),
+                "send delay p99": duration(max(delays, default=None)),
             },
         )
 

@@ -16,6 +16,7 @@ import psutil
 
 LIBRARIES = ("keystone", "ray", "numpy", "numba", "llvmlite", "polars", "pyarrow")
 MIB = 1 << 20
+STOLEN_SHARE_TOLD = 0.03  # of the cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,29 @@ def usable_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
+
+
+class StealMeter:
+    """Cores that this machine had work for and its host gave to others (steal): on a virtual machine a load average does not show them."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), self._steal_s()
+
+    def cores(self) -> float:
+        """Since the beginning. 0 where the system does not tell."""
+        began_s, before_s = self._began
+        return max(0.0, (self._steal_s() - before_s) / max(1e-6, time.monotonic() - began_s))
+
+    @staticmethod
+    def _steal_s() -> float:
+        return float(getattr(psutil.cpu_times(), "steal", 0.0))
+
+
+def stolen_note(stolen_cores: float, cores: int) -> str | None:
+    """What there is to say of it; None where it is next to nothing."""
+    if stolen_cores < STOLEN_SHARE_TOLD * cores:
+        return None
+    return f"the host gave {stolen_cores:.2f} of the {cores} cores to others meanwhile (steal): on a quiet host this machine does more"
 
 
 def versions() -> dict[str, str]:

@@ -48,6 +48,7 @@ class Measured:
     cohorts: dict[str, Any] = field(default_factory=dict)  # merged, told and sent
     routing: dict[str, Any] = field(default_factory=dict)  # rows by route, and sinks, of the session actors that ended well
     machine: dict[str, Any] = field(default_factory=dict)
+    stolen_cores: float = 0.0  # while events were sent; of the driver's machine
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -95,7 +96,7 @@ def build_report(m: Measured) -> dict[str, Any]:
         "commits": m.commits,
         "cohorts": m.cohorts,
         "routing": m.routing,
-        "machine": m.machine,
+        "machine": m.machine | {"stolen_cores": m.stolen_cores} if m.machine else {},
         "versions": m.versions,
         "config": {"bench": m.plan.as_dict(), **m.config},
         "seed": m.plan.seed,

@@ -23,6 +23,12 @@ def ms(value: float | None) -> str:
     return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
+def duration(value: float | None) -> str:
+    """The same with its unit, in the midst of a line."""
+    told = ms(value)
+    return told if told.endswith("s") else f"{told} ms"
+
+
 def count(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 

@@ -29,14 +29,18 @@ DEVICES_MAX: Final = 2_000_000  # more take longer to build than to measure
 
 def here(rates: Rates) -> Rates:
     """``rates`` at the speed of this machine, by its speed."""
-    from keystone.bench.machine import Machine
+    from keystone.bench.machine import Machine, StealMeter, stolen_note
     from keystone.bench.speed import measure_speed
 
     machine = Machine.here()
     _say("measuring the speed of this machine, 15 s")
     if (load := machine.load_average[0]) > BUSY_LOAD * machine.cores:
         _say(f"the machine is busy (load {load:.2f} on {machine.cores} cores): it is slower than alone, and so is what it is said to sustain")
-    return rates.on(round(measure_speed()), machine=machine.cpu, cores=machine.cores)
+    steal = StealMeter()
+    speed = round(measure_speed())
+    if (note := stolen_note(steal.cores(), machine.cores)) is not None:
+        _say(note)
+    return rates.on(speed, machine=machine.cpu, cores=machine.cores)
 
 
 def measure(kept: Rates, path: Path) -> Rates:

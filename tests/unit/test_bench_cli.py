@@ -156,6 +156,22 @@ class FakeDriver:
         return measured
 
 
+def test_a_rate_that_passed_and_failed_is_tried_a_third_time_before_a_lower_one(tmp_path: Path) -> None:
+    class Noisy(FakeDriver):
+        """Fails the first run of full length of each rate."""
+
+        def run(self, plan: BenchPlan, out: Path) -> Measured:
+            is_first = (plan.eps, plan.seconds) not in self.runs
+            self.confirmed = 0.0 if is_first else 1e9
+            return super().run(plan, out)
+
+    driver = Noisy(1_000_000.0, 1e9)
+    measured, probes = _search(driver, resolve(Options(eps=400_000.0), SMALL), tmp_path / "out")  # type: ignore[arg-type]
+    full = [(probe["eps"], probe["verdict"]) for probe in probes if probe["seconds"] == 30]
+    assert full == [(measured.plan.eps, "fail"), (measured.plan.eps, "pass")]
+    assert measured.plan.eps == max(probe["eps"] for probe in probes if probe["verdict"] == "pass" and probe["seconds"] == SEARCH_PROBE_S)
+
+
 def test_a_search_over_kafka_warms_the_brokers_with_a_run_that_decides_nothing(tmp_path: Path) -> None:
     driver = FakeDriver(1e9, 1e9)
     plan = resolve(Options(eps=400_000.0), SMALL)

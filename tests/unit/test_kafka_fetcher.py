@@ -223,6 +223,32 @@ def test_what_nobody_polls_is_bounded(start: Start, partitions: int) -> None:
         assert taken(fetcher, place, 3_000)
 
 
+def test_who_holds_nothing_is_fetched_for_though_others_hold_all_the_room(start: Start) -> None:
+    brokers, fetcher = start(fetch_buffer_bytes_max=100_000, fetch_bytes_max=40_000)
+    idle, busy = Place(0, 0, OLD), Place(1, 0, OLD)
+    for place in (idle, busy):
+        brokers.parts[place.partition] = [batch_of(10 * i, size=1_000) for i in range(30)]
+    fetcher.add(idle)  # it alone may hold everything, and nobody polls it
+    soon(lambda: idle.chunk_bytes > 100_000 and not idle.is_fetching)
+    fetcher.add(busy)
+    assert taken(fetcher, busy, 300)
+    assert idle.chunk_bytes <= 100_000 + 40_000
+
+
+def test_no_more_is_waited_for_than_an_answer_may_hold(start: Start) -> None:
+    brokers, fetcher = start(fetch_buffer_bytes_max=1 << 20, fetch_bytes_max=40_000)
+    places = [Place(p, 0, OLD) for p in range(2)]
+    fetcher._rate = 1e9  # as when much is caught up with
+    for place in places:
+        brokers.parts[place.partition] = [batch_of(10 * i, size=1_000) for i in range(30)]
+        fetcher.add(place)
+    for place in places:
+        assert taken(fetcher, place, 300)
+    assert max(request.min_bytes for request in brokers.asked) > 1
+    for request in brokers.asked:
+        assert request.min_bytes <= min(request.max_bytes, sum(p.partition_max_bytes for p in request.topics[0].partitions)) // 2
+
+
 def test_a_chunk_that_is_taken_wakes_the_fetcher_only_where_room_was_lacking(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     brokers, fetcher = start(fetch_buffer_bytes_max=30_000, fetch_bytes_max=10_000)
     place = Place(0, 0, OLD)

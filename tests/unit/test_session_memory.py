@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
 
-from keystone.config import Config, DetectionConfig, SessionConfig
+from keystone.config import CohortsConfig, Config, DetectionConfig, SessionConfig
 from keystone.decode import Decoder, Dictionaries
 from keystone.errors import CheckpointDamaged, SessionsFull, UsageError
 from keystone.events import CODED_DIMENSIONS, DICTIONARY_COLUMNS, FIRST_DIMENSION, Records
@@ -21,7 +21,7 @@ from keystone.kernels import arena, cohorts
 from keystone.kernels import session_rows as layout
 from keystone.kernels import sessions as kernel
 from keystone.kernels.arena import CLASSES, UNIT
-from keystone.mappings import Mapping, Room
+from keystone.mappings import ALIGNMENT, Mapping, Room
 from keystone.pipeline import PartitionPipeline
 from keystone.session_snapshot import SCHEMA, packed
 from keystone.sessions import SessionTable
@@ -216,6 +216,21 @@ def test_a_raw_restore_takes_no_more_memory_than_going_on() -> None:
         run.apply([(event("Buffer", 9, session_id=f"9 {i}"), NOW + 900_000) for i in range(500)])
     places = [layout.ROWS, layout.SIDES, layout.SIDES_USED, layout.UNITS, layout.UNITS_FREE, layout.ACTIVE]
     assert moved.table._memory.state[places].tolist() == straight.table._memory.state[places].tolist()
+
+
+@pytest.mark.parametrize("cohorts", [None, CohortsConfig()])
+@pytest.mark.parametrize("sessions", [0, 1, 40_000])
+def test_the_room_that_a_snapshot_takes_is_known_from_counts_even_while_memory_grows(sessions: int, cohorts: CohortsConfig | None) -> None:
+    run = Run()
+    run.table = SessionTable(*run.configs, run.dictionaries, cohorts=cohorts)
+    if sessions:
+        run.apply([(event("Buffer" if i % 3 else "Heartbeat", 1, session_id=str(i), region=f"r{i % 7}"), NOW) for i in range(sessions)])
+    memory = run.table._memory
+    assert memory.snapshot_bytes == sum(array.nbytes + ALIGNMENT for array in memory._used().values())
+    before = memory.snapshot_bytes
+    memory._release()  # as while it grows: the thread that makes checkpoints durable asks at any time
+    assert run.table.snapshot_bytes == before
+    memory._bind()
 
 
 def test_a_room_is_used_again_and_grows() -> None:

@@ -152,8 +152,8 @@ class Fetcher:
         for place in places:
             if place.is_fetching or place.fault is not None or place.is_closed:
                 continue
-            if room <= 0 or place.chunk_bytes > self._config.fetch_buffer_bytes_max // max(1, len(places)):
-                lacks_room = True
+            if place.chunk_bytes and (room <= 0 or place.chunk_bytes > self._config.fetch_buffer_bytes_max // max(1, len(places))):
+                lacks_room = True  # who holds nothing is fetched for in any case: others, whom nobody polls for a while, may hold all the room
                 continue
             if place.not_before_s > now_s:
                 again_s = min(again_s, place.not_before_s)
@@ -257,7 +257,9 @@ class Fetcher:
 
     def _request(self, asked: list[tuple[Place, int, int]], room: int) -> Any:
         kinds = FetchRequest.FetchTopic
-        bytes_min = max(1, int(self._rate * EAGER_PERIOD_S)) if self._rate > EAGER_BYTES_PER_S else 1
+        bytes_max = max(room, *(place.fetch_bytes for place, _, _ in asked))
+        able = min(bytes_max, sum(place.fetch_bytes for place, _, _ in asked)) // 2  # more than an answer may hold would only be waited for
+        bytes_min = max(1, min(able, int(self._rate * EAGER_PERIOD_S))) if self._rate > EAGER_BYTES_PER_S else 1
         wait_ms = self._config.fetch_wait_ms if bytes_min == 1 else min(self._config.fetch_wait_ms, int(2_000 * EAGER_PERIOD_S))
         topic_id = asked[0][0].topic_id
         version = BY_NAME_VERSION if topic_id is None else BY_ID_VERSION
@@ -276,7 +278,7 @@ class Fetcher:
             replica_id=-1,
             max_wait_ms=wait_ms,
             min_bytes=bytes_min,
-            max_bytes=max(room, *(place.fetch_bytes for place, _, _ in asked)),
+            max_bytes=bytes_max,
             isolation_level=0,
             session_id=0,
             session_epoch=-1,
