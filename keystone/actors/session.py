@@ -37,13 +37,10 @@ from keystone.sinks.letters_limit import LettersLimit
 from keystone.sinks.opening import Refusals, SinksSpec
 from keystone.store import open_bucket, open_store
 
-PAUSE_S = 0.005  # between turns where little comes in: what an event waits for a turn, at most. A turn costs 1 to 2 ms by itself on a slow machine
+PAUSE_S = 0.005  # between turns where little comes in: what an event waits for a turn, at least
+PAUSE_TURNS = 3.0  # ... and as often what the turn took: one of few events costs 1 to 8 ms by itself on a slow machine, so a loop takes a quarter of a core
+PAUSE_MAX_S = 0.02  # ... at most, unless more is waiting already
 IDLE_PAUSE_S = 0.02  # of one that stands by: orders wait that long
-BUSY_BYTES_PER_S = (
-    8e6  # from ~30,000 events/s on turns would take much of a core for being many: 0.66 of a slow one at 100,000 events/s when 2 ms apart, 0.41 so,
-)
-BUSY_PERIOD_S = 0.02  # ... as they begin this far apart, unless more is waiting already
-RATE_MEMORY_S = 0.5  # over which the rate is averaged
 HALF_POLL_BYTES = 1 << 20  # of a partition in one turn: then more is waiting
 COMMIT_UNDER_WAY_S = 5.0  # that may still end for an owner that was replaced; they take 0.1-1 s
 NO_ROOM_WAIT_S = 2.0  # for room on a full disk, at the end
@@ -132,8 +129,6 @@ class SessionActor(LoopActor):
         self._refusals: Refusals | None = None
         self._console = ConsoleTap()
         self._story = StoryTap(spec.config.detection.loop_threshold) if spec.has_story else None
-        self._began_s = 0.0  # when the last turn did
-        self._bytes_per_s = 0.0
         self._has_news = False  # since the last look: records were read
 
     # --- orders, by Ray calls --------------------------------------------------------------------------------------------
@@ -224,16 +219,11 @@ class SessionActor(LoopActor):
         self._owner.obey(self._orders)
         most, total = self._owner.turn()
         self._has_news = total > 0
-        since_s = began_s - self._began_s
-        share = min(1.0, since_s / RATE_MEMORY_S)
-        self._bytes_per_s += share * (total / max(since_s, 1e-6) - self._bytes_per_s)
-        self._began_s = began_s
         if most >= HALF_POLL_BYTES:
             return 0.0
         if not self._owner.owned:
             return IDLE_PAUSE_S
-        period_s = BUSY_PERIOD_S if self._bytes_per_s > BUSY_BYTES_PER_S else 0.0
-        return max(PAUSE_S, period_s - (time.monotonic() - began_s))
+        return min(max(PAUSE_S, PAUSE_TURNS * (time.monotonic() - began_s)), PAUSE_MAX_S)
 
     # --- ending -------------------------------------------------------------------------------------------------------
     def _is_over(self) -> bool:

@@ -28,6 +28,7 @@ VERSION_MIN: Final = 10  # zstd
 EAGER_BYTES_PER_S: Final = 4e6  # above, a fetch waits for a worthwhile amount: each costs ~1 ms here and at the broker
 EAGER_PERIOD_S: Final = 0.020  # a session actor's turn
 RATE_MEMORY_S: Final = 0.5
+FETCH_PERIOD_S: Final = EAGER_PERIOD_S  # ... also where less comes: else each of a few records would have a fetch of its own
 UNASKED_RETRY_S: Final = 0.02  # between two looks while metadata are being asked for
 MISSING_RETRY_S: Final = 0.5  # between two looks for a topic that is gone
 CUT_OFF_TRIES_MAX: Final = 3  # of a batch that stays cut off although there was room
@@ -94,6 +95,7 @@ class Fetcher:
         self._config = client.config
         self._places: dict[int, list[Place]] = {}
         self._busy: set[int] = set()  # brokers with a fetch under way
+        self._not_before_s: dict[int, float] = {}  # monotonic, by broker
         self._rate = 0.0
         self._rated_s = time.monotonic()
         self._woken = WakeupNotifier(client.net)
@@ -167,6 +169,9 @@ class Fetcher:
                 by_leader.setdefault(leader, []).append(place)
         self._lacks_room = lacks_room
         for leader, waiting in by_leader.items():
+            if leader not in self._busy and (not_before_s := self._not_before_s.get(leader, 0.0)) > now_s:
+                again_s = min(again_s, not_before_s)
+                continue
             ours = list({place.partition: place for place in sorted(waiting, key=lambda place: -place.fetched_s)}.values())
             if leader not in self._busy:
                 self._busy.add(leader)
@@ -211,6 +216,8 @@ class Fetcher:
             if is_empty(answer) and took_ms >= request.max_wait_ms:
                 sent_ms += request.max_wait_ms  # the broker looked once more at the end of its wait, before it answered so
             self._take(answer, asked, sent_ms)
+            is_behind = any(place.next_offset < place.end_offset for place in places)
+            self._not_before_s[leader] = 0.0 if is_behind else began_s + FETCH_PERIOD_S
             if ends is not None:
                 self._take_ends(await ends, asked, asked_ms)
         except Exception as error:  # noqa: BLE001 - a broker that dies in mid-answer must cost this fetch only
