@@ -11,6 +11,8 @@ action in its topic, so it has the whole outage in it. Everything is compared wi
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(FAULTS))
     parser.add_argument("--json", default=None)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # hosts and broker end with us
     rows = []
     for name in given.only or FAULTS:
         with tempfile.TemporaryDirectory(prefix="node-loss-") as folder:

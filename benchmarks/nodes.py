@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--json")
     given = parser.parse_args()
     alone()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nodes and broker end with us
     load_before = [round(load, 2) for load in os.getloadavg()]
     warm()
     idle = carried()
