@@ -18,7 +18,7 @@ from keystone.capacity.fitting import busy_share, fit  # noqa: E402
 from keystone.capacity.rates import FIGURES, SCHEMA  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-#: Two rates of each log: a high one, by a search (Kafka's is one that passed), and a low one (``python -m benchmarks.plan --fit``). Speed: around both.
+#: Two rates of each log: the highest that a search confirmed, and a quarter of it (``python -m benchmarks.plan --fit``). Speed: around both.
 PAIRS = {"embedded": ("plan_embedded_low", "plan_embedded_high"), "kafka": ("plan_kafka_low", "plan_kafka_high")}
 MODEL = "plan_embedded_high"  # whose machine and speed the figures are for
 DIGITS = 6

@@ -17,7 +17,7 @@ from keystone.actors.stopping import StopSignal
 from keystone.actors.supervisor import shares
 from keystone.bench.__main__ import bench_command
 from keystone.bench.command import CONFIRMATIONS_MAX, WARM_S, WARM_SHARE, _check_out, _clear, _search
-from keystone.bench.machine import Machine
+from keystone.bench.machine import Machine, usable_cores
 from keystone.bench.plan import SEARCH_PROBE_S, SEGMENTS, BenchPlan, Options, check_room, log_home, resolve
 from keystone.bench.report import Measured, build_report
 from keystone.bench.screen import Progress
@@ -170,6 +170,25 @@ def test_a_rate_that_passed_and_failed_is_tried_a_third_time_before_a_lower_one(
     full = [(probe["eps"], probe["verdict"]) for probe in probes if probe["seconds"] == 30]
     assert full == [(measured.plan.eps, "fail"), (measured.plan.eps, "pass")]
     assert measured.plan.eps == max(probe["eps"] for probe in probes if probe["verdict"] == "pass" and probe["seconds"] == SEARCH_PROBE_S)
+
+
+def test_what_fails_while_the_host_takes_the_cores_is_tried_once_more(tmp_path: Path) -> None:
+    class Shared(FakeDriver):
+        """The first run of each rate loses half a core and fails; so do all above 1,000,000 events/s, undisturbed."""
+
+        def run(self, plan: BenchPlan, out: Path) -> Measured:
+            is_first = (plan.eps, plan.seconds) not in self.runs
+            measured = super().run(plan, out)
+            if is_first and plan.seconds == SEARCH_PROBE_S:
+                measured.stolen_cores = usable_cores() / 2
+                measured.faults = ["too slow"]
+            return measured
+
+    driver = Shared(1_000_000.0, 1e9)
+    measured, _ = _search(driver, resolve(Options(eps=400_000.0), SMALL), tmp_path / "out")  # type: ignore[arg-type]
+    assert 950_000 <= measured.plan.eps <= 1_000_000
+    probed = [eps for eps, seconds in driver.runs if seconds == SEARCH_PROBE_S]
+    assert probed[:4] == [400_000.0, 400_000.0, 800_000.0, 800_000.0]
 
 
 def test_a_search_over_kafka_warms_the_brokers_with_a_run_that_decides_nothing(tmp_path: Path) -> None:
