@@ -38,7 +38,7 @@ from keystone.sinks.opening import Refusals, SinksSpec
 from keystone.store import open_bucket, open_store
 
 PAUSE_S = 0.005  # between turns where little comes in: what an event waits for a turn, at least
-PAUSE_TURNS = 3.0  # ... and as often what the turn took: one of few events costs 1 to 8 ms by itself on a slow machine, so a loop takes a quarter of a core
+PAUSE_TURNS = 3.0  # ... and as often what the turn took: it costs milliseconds however few its events, so a loop takes a quarter of a core
 PAUSE_MAX_S = 0.02  # ... at most, unless more is waiting already
 IDLE_PAUSE_S = 0.02  # of one that stands by: orders wait that long
 HALF_POLL_BYTES = 1 << 20  # of a partition in one turn: then more is waiting
