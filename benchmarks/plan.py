@@ -38,7 +38,6 @@ RESULTS = Path(__file__).parent / "results"
 FIT_FROM_EPS = {"embedded": 600_000, "kafka": 150_000}  # where searches begin
 LOW_SHARE = 0.25  # of what a search found: a rate at which what is spent at any rate shows
 SAMPLE_S = 1.0
-DEVICE_S = 5
 
 
 @contextmanager
@@ -122,11 +121,10 @@ def fit(logs: list[str], seconds: int) -> None:
     for log in logs:
         with log_url(log) as url:
             eps, told = FIT_FROM_EPS[log], ["--seconds", str(seconds)]
-            words = [*url, "--search", "--eps", str(eps), "--devices", str(eps * DEVICE_S), *told]
+            words = [*url, "--search", "--eps", str(eps), *told]
             high = keep(f"plan_{log}_high", words)
             eps = round(high["achieved_eps"] * LOW_SHARE, -3)
-            words = [*url, "--eps", f"{eps:.0f}", "--devices", f"{eps * DEVICE_S:.0f}", *told]
-            keep(f"plan_{log}_low", words)
+            keep(f"plan_{log}_low", [*url, "--eps", f"{eps:.0f}", *told])
 
 
 def compare(log: str, seconds: int) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def compare(log: str, seconds: int) -> dict[str, Any]:
     said = sustained(rates, log)
     start = max(20_000, round(said.eps * 0.75, -4))
     with log_url(log) as url, Others() as others:
-        result = bench([*url, "--search", "--eps", str(start), "--seconds", str(seconds), "--devices", str(int(start * DEVICE_S))])
+        result = bench([*url, "--search", "--eps", str(start), "--seconds", str(seconds)])
     found = result["target_eps"] if result["verdict"] == "pass" else 0.0
     left = min(said.by_loop, said.by_fleet, said.by_cores * max(0.0, rates.cores - others.cores) / rates.cores)
     return {

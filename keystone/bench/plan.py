@@ -79,6 +79,7 @@ class BenchPlan:
     log_seconds: int = LOG_SECONDS
     log_bytes_max: int = 1 << 62
     elastic: str | None = None  # URL of a search server
+    devices_max: int | None = None  # that fit, where devices go by the rate; None: their number was given
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,8 +90,14 @@ class BenchPlan:
         return self.segment_bytes * SEGMENTS * self.partitions
 
     def at(self, eps: float, *, seconds: int) -> BenchPlan:
-        """The same at another rate and length: the devices stay, so that probes differ in one thing only."""
-        return replace(self, eps=eps, seconds=seconds, segment_bytes=_segment_bytes(eps, self.partitions, self.log_seconds, self.log_bytes_max))
+        """The same at another rate and length.
+
+        Devices go by the rate, unless their number was given: what a search finds must not depend on where it begins, and five million devices at a
+        quarter of their rate are another load (sessions that have only just opened).
+        """
+        devices = self.devices if self.devices_max is None else _devices(eps, self.devices_max)
+        segment_bytes = _segment_bytes(eps, self.partitions, self.log_seconds, self.log_bytes_max)
+        return replace(self, eps=eps, seconds=seconds, devices=devices, segment_bytes=segment_bytes)
 
 
 def resolve(options: Options, machine: Machine) -> BenchPlan:
@@ -105,11 +112,10 @@ def resolve(options: Options, machine: Machine) -> BenchPlan:
     fits = max(DEVICES_MIN, int((available * MEMORY_SHARE - MEMORY_BASE_BYTES) / 2 / BYTES_PER_DEVICE))
     log_seconds = LOG_SECONDS if options.chaos is None else CHAOS_LOG_SECONDS
     log_bytes_max = int(available * LOG_SHARE)
-    devices = options.devices or int(max(DEVICES_MIN, min(DEVICES_MAX, options.eps * DEVICE_SECONDS, fits)))
     return BenchPlan(
         eps=options.eps,
         seconds=options.seconds or 30,
-        devices=devices,
+        devices=options.devices or _devices(options.eps, fits),
         seed=options.seed,
         partitions=partitions,
         fleet_actors=fleets,
@@ -121,7 +127,13 @@ def resolve(options: Options, machine: Machine) -> BenchPlan:
         log_seconds=log_seconds,
         log_bytes_max=log_bytes_max,
         elastic=options.elastic,
+        devices_max=None if options.devices else fits,
     )
+
+
+def _devices(eps: float, fits: int) -> int:
+    """Devices for a rate, where their number is not given: each sends an event in so many seconds."""
+    return int(max(DEVICES_MIN, min(DEVICES_MAX, eps * DEVICE_SECONDS, fits)))
 
 
 def _segment_bytes(eps: float, partitions: int, log_seconds: int, log_bytes_max: int) -> int:

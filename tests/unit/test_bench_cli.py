@@ -42,6 +42,12 @@ def test_any_machine_gets_a_plan_that_holds_together(eps: float, cores: int, mem
     assert plan.log_bytes == plan.segment_bytes * SEGMENTS * plan.partitions
 
 
+@given(st.floats(1_000, 4e6), st.floats(1_000, 4e6))
+def test_a_rate_is_the_same_load_wherever_a_search_began(start: float, rate: float) -> None:
+    assert resolve(Options(eps=start), SMALL).at(rate, seconds=12).devices == resolve(Options(eps=rate), SMALL).devices
+    assert resolve(Options(eps=start, devices=777), SMALL).at(rate, seconds=12).devices == 777
+
+
 def test_two_cores_run_one_fleet_and_one_session_actor_at_a_million() -> None:
     plan = resolve(Options(eps=1_000_000.0), SMALL)
     assert (plan.fleet_actors, plan.session_actors, plan.devices, plan.seconds) == (1, 1, 5_000_000, 30)
