@@ -61,7 +61,7 @@ def _phases(run: ChaosRun, config: Config) -> None:
     run.drain(due_ms(truth, run.log.last_append_ms(), config) + TIMERS_EVERY_MS, DUE_MARGIN_S)
     drained_ms = wall_ms()
     heard = run.heard()
-    measured.log_full_ms, measured.broker_cpu_s = run.log.full_ms(heard), run.log.broker_cpu_s()
+    measured.log_full_ms, measured.full_means, measured.broker_cpu_s = run.log.full_ms(heard), run.log.full_means, run.log.broker_cpu_s()
     status = run.close()
     if run.stop.is_asked():  # what was not due yet when it ended was not missed
         truth = truth.filter(pl.col("intended_ms") < drained_ms - TIMERS_EVERY_MS)

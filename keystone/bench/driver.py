@@ -266,7 +266,7 @@ class Driver:
         sessions = run.close()
         measured.faults += run.supervisor.faults()
         measured.notes += run.supervisor.notes
-        measured.log_full_ms = log_full_ms
+        measured.log_full_ms, measured.full_means = log_full_ms, run.log.full_means
         measured.broker_cpu_s = broker_cpu_s
         measured.rss_max_bytes, measured.private_max_bytes = run.meter.rss_max_bytes, run.meter.private_max_bytes
         measured.rss_by_part_bytes = run.meter.rss_by_part_bytes

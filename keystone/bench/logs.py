@@ -13,6 +13,7 @@ import psutil
 
 from keystone.actors.outputs import OutputSpec
 from keystone.bench.plan import SEGMENTS, BenchPlan
+from keystone.bench.verdict import BROKERS_LIMIT, READERS_LIMIT
 from keystone.config import KafkaConfig
 from keystone.errors import UsageError
 from keystone.log.embedded import EmbeddedLog, default_directory
@@ -39,11 +40,15 @@ class Hearing(Protocol):
 
 
 class BenchLog(Protocol):
-    """``url`` is what actors open. ``broker_cpu_s``: CPU seconds of the brokers on this machine since the log was made; None where none is."""
+    """``url`` is what actors open. ``full_ms``: that writers waited for room; ``full_means``: who was the limit then.
+
+    ``broker_cpu_s``: CPU seconds of the brokers on this machine since the log was made; None where none is.
+    """
 
     url: str
     output: OutputSpec
     start_offsets: tuple[tuple[int, int], ...]
+    full_means: str
 
     def lag_events(self, supervisor: Hearing) -> int: ...
     def events_appended(self, supervisor: Hearing) -> int: ...
@@ -59,6 +64,7 @@ class EmbeddedBench:
 
     output = OutputSpec()
     start_offsets: tuple[tuple[int, int], ...] = ()
+    full_means = READERS_LIMIT
 
     def __init__(self, plan: BenchPlan, home: Path) -> None:
         self._log = EmbeddedLog.create(
@@ -110,6 +116,8 @@ class Received:
 
 class KafkaBench:
     """A topic of real brokers, and one beside it for the actions: made where it is not there, and deleted again then."""
+
+    full_means = BROKERS_LIMIT
 
     def __init__(self, url: KafkaUrl, plan: BenchPlan, config: KafkaConfig) -> None:
         from keystone.log.kafka.client import LATEST, KafkaClient

@@ -12,7 +12,7 @@ from keystone.bench.chaos_report import Ordeal, chaos_section, recovery_section
 from keystone.bench.latency import STAGES, Quantiles, Score, quantiles, stage, within_promise
 from keystone.bench.machine import MIB
 from keystone.bench.plan import BenchPlan
-from keystone.bench.verdict import Evidence, LagSample, LagTrend, Sums, judge, lag_trend
+from keystone.bench.verdict import READERS_LIMIT, Evidence, LagSample, LagTrend, Sums, judge, lag_trend
 
 SCHEMA = 1
 PARTS = ("fleet", "sessions", "other")
@@ -35,6 +35,7 @@ class Measured:
     sums: Sums = field(default_factory=Sums)
     lag: list[LagSample] = field(default_factory=list)
     log_full_ms: float = 0.0
+    full_means: str = READERS_LIMIT
     cpu_s: dict[str, float] = field(default_factory=dict)  # by PARTS
     loop_cpu_s: float = 0.0  # of the session actors' loops, a part of ``sessions``: each is one thread
     broker_cpu_s: float | None = None  # of Kafka's brokers on this machine, in no sum
@@ -127,6 +128,7 @@ def _evidence(m: Measured, trend: LagTrend, achieved_eps: float, end_to_end_max_
         end_to_end_max_ms=end_to_end_max_ms,
         faults=tuple(m.faults),
         log_full_ms=m.log_full_ms,
+        full_means=m.full_means,
     )
     if m.ordeal is None or m.ordeal.outside is None:
         return evidence

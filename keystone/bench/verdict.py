@@ -4,7 +4,7 @@ pass     everything expected was alerted once and in time, every sum balances, a
 invalid  the generator, not the system, was the limit: the run says nothing about the system's speed
 fail     anything else
 
-A generator that waits for room in a full log is not the limit: its readers are.
+A generator that waits for room is not the limit: the readers of a full log are, or brokers that do not answer.
 A wrong answer is a fail at any speed, so correctness is judged first; only then whether the generator kept its
 schedule; only a run on schedule is judged by lag and latency. All reasons are listed, whatever the verdict.
 """
@@ -23,6 +23,8 @@ ACHIEVED_SHARE_MIN = 0.95  # below it the plan did not make the rate (too few de
 #: longer than this, they may really have been silent for 10 s.
 SILENCE_MAX_MS = 7_000.0
 LAG_SLOPE_SHARE_MAX = 0.01  # of the target rate: 1 % of the events piling up
+READERS_LIMIT = "the session actors were the limit: the log was full"  # of an embedded log
+BROKERS_LIMIT = "the brokers were the limit: kafka.send_bytes_max were without an answer"
 LAG_RESTING_S = 0.1  # a queue that empties to this many seconds' worth of events does not grow
 
 
@@ -103,7 +105,8 @@ class Evidence:
     send_delay_p99_ms: float | None
     end_to_end_max_ms: float | None
     faults: tuple[str, ...] = ()
-    log_full_ms: float = 0.0  # that the generator waited because the log was full: then the readers were the limit
+    log_full_ms: float = 0.0  # that the generator waited for room
+    full_means: str = READERS_LIMIT  # who is the limit then
     silence_max_ms: float | None = None  # that devices were kept from sending, by faults on purpose
 
 
@@ -145,7 +148,7 @@ def _generator_limits(e: Evidence) -> list[str]:
 def _slow(e: Evidence) -> list[str]:
     reasons = []
     if e.log_full_ms > SEND_DELAY_P99_MAX_MS:
-        reasons.append(f"the session actors were the limit: the log was full for {e.log_full_ms:,.0f} ms")
+        reasons.append(f"{e.full_means} for {e.log_full_ms:,.0f} ms")
     if e.lag.grows(e.target_eps):
         reasons.append(f"lag grows by {e.lag.slope_events_per_s:,.0f} events/s (at most {e.lag.max_events:,} events)")
     if e.end_to_end_max_ms is not None and e.end_to_end_max_ms > PROMISE_MS:

@@ -162,7 +162,7 @@ class FakeDriver:
         return measured
 
 
-def test_a_rate_that_passed_and_failed_is_tried_a_third_time_before_a_lower_one(tmp_path: Path) -> None:
+def test_a_rate_is_given_up_after_two_runs_of_full_length(tmp_path: Path) -> None:
     class Noisy(FakeDriver):
         """Fails the first run of full length of each rate."""
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystone.bench.latency import Score
-from keystone.bench.verdict import Evidence, LagSample, LagTrend, Sums, judge, lag_trend
+from keystone.bench.verdict import BROKERS_LIMIT, Evidence, LagSample, LagTrend, Sums, judge, lag_trend
 
 SUMS = Sums(sent=100, received=100, accepted=98, applied=97, duplicates=1, dead_lettered=2, lake_rows=98)
 GOOD = Evidence(
@@ -70,7 +70,9 @@ def test_limits_themselves_pass(evidence: Evidence) -> None:
 def test_a_generator_that_waits_for_room_in_a_full_log_is_not_the_limit() -> None:
     result = judge(replace(GOOD, send_delay_p99_ms=5_000.0, log_full_ms=4_000.0))
     assert result.verdict == "fail"
-    assert "log was full" in result.reasons[0]
+    assert result.reasons[0] == "the session actors were the limit: the log was full for 4,000 ms"
+    over_kafka = replace(GOOD, send_delay_p99_ms=5_000.0, log_full_ms=4_000.0, full_means=BROKERS_LIMIT)
+    assert judge(over_kafka).reasons == ["the brokers were the limit: kafka.send_bytes_max were without an answer for 4,000 ms"]
 
 
 def test_a_wrong_answer_fails_even_where_the_generator_was_late_and_slowness_then_does_not() -> None:
