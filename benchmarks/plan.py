@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What keystone plan says against what the bench finds.")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--log", choices=LOGS, action="append")
-    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
