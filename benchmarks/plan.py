@@ -5,7 +5,7 @@
 
 ``--fit`` keeps the rate that a search confirms over each log, and a quarter of it, with the machine's speed before and after. The comparison takes the
 kept model at this machine's speed (what ``keystone plan`` does), and a search. Kafka's broker is started for it, on the same cores. A search probes
-for 12 s and confirms for ``--seconds``: some 4 minutes a log. What other programs took meanwhile is measured, and a second prediction made for
+for 12 s and confirms for ``--seconds``: some 10 minutes a log. What other programs took meanwhile is measured, and a second prediction made for
 the cores that they left.
 """
 
