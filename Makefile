@@ -38,8 +38,8 @@ demo: $(READY) ## the whole way on real servers: devices, Kafka, a run, a search
 test: $(READY) ## every test, shared by a few processes
 	$(PYTEST) -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-fast: $(READY) ## the tests of less than a minute in all, on all cores: none that is slow or starts Ray, Kafka, S3 or a search server
-	$(PYTEST) -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search" $(ARGS)
+test-fast: $(READY) ## the tests of less than a minute in all, on all cores, laws by few examples: none that is slow or starts Ray, Kafka, S3 or a search server
+	$(PYTEST) -n auto --dist loadfile --hypothesis-profile=fast -m "not slow and not ray and not kafka and not s3 and not search" $(ARGS)
 
 check: $(READY) ## lint, formatting, types
 	$(BIN)/ruff check .

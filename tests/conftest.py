@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.browser import browser, mark_browser
+from tests.examples import FAST, FAST_MAX
 from tests.kafka_fixtures import kafka, kafka_cluster, mark_kafka, secure_kafka, topic_name
 from tests.lake_fixtures import empty_lake, lake, tables
 from tests.s3_fixtures import bucket, mark_s3, own_s3, proxied, s3
@@ -24,6 +25,7 @@ __all__ = [
 # No deadline: this machine may be busy, and time is judged by the benchmarks. In CI the same examples every time.
 settings.register_profile("person", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile(FAST, deadline=None, max_examples=FAST_MAX)  # --hypothesis-profile=fast
 settings.load_profile("ci" if os.environ.get("CI") else "person")
 
 # Ray gives its workers a niceness of 15: beside a test that computes they would get 3 % of a core, and a run's actors miss every limit.

@@ -20,6 +20,7 @@ from keystone.clock import ManualClock
 from keystone.errors import LogClosed, LogFull, LogInUse, OffsetOutOfRange, RecordTooLarge, UsageError
 from keystone.events import LF, PADDING, Records
 from keystone.log.base import Log, LogReader, LogWriter
+from tests.examples import examples
 
 SMALL = 1 << 18  # bytes retained by the logs that are meant to fill up
 RECORD_BYTES = 1 << 14
@@ -338,7 +339,7 @@ class LogSuite:
         with pytest.raises(LogClosed):
             log.reader(0)
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
+    @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
     @given(st.lists(st.tuples(st.binary(max_size=300), st.integers(1, 40)), max_size=40), st.integers(1, 4000), st.integers(0, 5))
     def test_a_reader_sees_exactly_the_bytes(self, make_log: MakeLog, sent: list[tuple[bytes, int]], bytes_max: int, ahead: int) -> None:
         log = make_log()

@@ -71,6 +71,7 @@ def plain(table):
     return table.select(NAMES).cast(PLAIN).sort_by([(name, "ascending") for name in ORDER])
 
 
+@pytest.mark.slow
 @READERS
 @pytest.mark.parametrize("is_compacted", [False, True])
 def test_all_columns_of_our_own_files(tables, lake, reader, is_compacted):
@@ -102,6 +103,7 @@ def test_a_day_is_the_folders_not_the_clocks(tables, lake, reader):
     assert len(list(scan.plan_files())) == 1, "files of other days are not opened"
 
 
+@pytest.mark.slow
 def test_files_are_passed_over_by_time_and_offset(tables, lake):
     owner = Owner(lake)
     segments = [owner.segment(8) for _ in range(5)]

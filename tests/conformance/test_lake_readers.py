@@ -49,6 +49,7 @@ def write(directory, rows, *, size=3000, config=None):
     assert writer.close() == len(rows)
 
 
+@pytest.mark.slow
 @READERS
 @pytest.mark.parametrize(("null_share", "titles"), [(0.0, 3), (0.3, 2000), (0.97, 70_000), (1.0, 3)])
 def test_all_columns(tmp_path, reader, null_share, titles):
@@ -99,6 +100,7 @@ def test_extremes(tmp_path, reader):
     assert reader(tmp_path).equals(expected(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [with_polars, with_polars_directory, with_duckdb, with_pyarrow])
 def test_nothing_is_seen_of_a_file_being_written(tmp_path, reader):
     lake, dictionaries = tmp_path / "lake", ToyDictionaries()

@@ -97,6 +97,7 @@ def test_views_do_not_change_under_a_reader_that_was_overtaken(log: EmbeddedLog)
     assert len(held & inodes(log)) >= len(held) - 1
 
 
+@pytest.mark.slow
 def test_a_reader_in_another_process_holds_its_segment_too(log: EmbeddedLog) -> None:
     writer = log.writer(0)
     writer.append(b"held")

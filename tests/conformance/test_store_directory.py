@@ -45,6 +45,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_the_object_whole_and_the_next_write_sweeps(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     left = 0
@@ -231,6 +232,7 @@ def test_places_that_are_none_say_what_to_write(url: str, advice: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_nobody_answers_for_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "hidden", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

@@ -154,6 +154,7 @@ class TestWhereTo:
         with pytest.raises(UsageError, match="there is no such bucket: make it"):
             look_at_bucket("s3://nowhere-at-all/x", makes_once=False)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("endpoint", "line"), [("http://127.0.0.1:9", "nothing listens there"), ("http://no-such-host.invalid", "there is no such host")])
     def test_wrong_endpoints(self, monkeypatch: pytest.MonkeyPatch, endpoint: str, line: str) -> None:
         set_variables(monkeypatch, {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden"})

@@ -62,6 +62,7 @@ def test_a_cut_anywhere_is_found(content: bytes) -> None:
     assert is_refused(content + content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF, 0x20, 0x10])
 def test_a_flipped_byte_anywhere_is_found(content: bytes, flip: int) -> None:
     damaged = bytearray(content)
@@ -97,6 +98,7 @@ def test_zeros_and_shuffled_blocks_are_found(content: bytes) -> None:
     assert is_refused(bytes(len(content)))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_gives_the_one_before_or_nothing_wrong() -> None:
     """Through the store and into a table: every 7th byte flipped, every 29th cut."""
     store = open_store(f"memory://damage-{next(numbers)}")

@@ -96,6 +96,7 @@ def test_a_new_title_and_region_in_every_event(tmp_path: Path) -> None:
     assert (rows["title_id"] == "title " + number.cast(pl.String).str.zfill(7) + " with a long name").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_forgetting_at_any_time_changes_nothing(tmp_path: Path, seed: int) -> None:
     """Dirty streams, limits that nearly every batch passes, and compactions between steps besides: as the reference says."""

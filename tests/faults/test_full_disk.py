@@ -159,6 +159,7 @@ def small_disk(directory: Path) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["mount", "limit"])
 def test_rows_for_files_on_a_full_disk_wait_whole_and_are_there_once_afterwards(tmp_path: Path, disk: str) -> None:
     """Where nobody may mount a file system, the second way of it is tested twice."""

@@ -360,6 +360,7 @@ def test_four_cold_starts_compile_once(installation):
     assert "compiled" in answers[0]["said"]
 
 
+@pytest.mark.slow
 def test_an_install_and_a_home_that_cannot_be_written_still_run_and_say_so(installation, tmp_path):
     root = installation.kernels.parents[1]
     for path in (*root.rglob("*"), root):
@@ -375,5 +376,6 @@ def test_an_install_and_a_home_that_cannot_be_written_still_run_and_say_so(insta
     assert answer["directory"].startswith(str(tmp_path / f"keystone-{os.geteuid()}"))
 
 
+@pytest.mark.slow
 def test_without_compilation_the_functions_still_run(installation):
     assert installation.run(NUMBA_DISABLE_JIT="1")["answer"] == 2010

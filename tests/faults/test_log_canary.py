@@ -159,6 +159,7 @@ def test_there_are_secrets_to_keep():
     assert secret_settings()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", secret_settings())
 def test_a_secret_in_the_wrong_place_is_refused_without_being_repeated(tmp_path, events, name):
     secret, variable = CANARIES["secret"], variable_of(name)

@@ -63,6 +63,7 @@ def write(log, values=SENT):
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_record_cut_at_any_byte_is_cut_away_and_counted(log):
     """The last record's bytes reach the file up to any byte, garbage or zeros after: it was never acknowledged."""
     write(log)

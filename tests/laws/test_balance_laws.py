@@ -14,6 +14,7 @@ from keystone.actors.load import LoadMeter, Look
 from keystone.balance import CLOSE_PERCENT, evening, filling
 from keystone.config import BalanceConfig
 from keystone.ownership import Order, Ownership
+from tests.examples import examples
 
 RULES = BalanceConfig(partition_cost_eps=1)
 PATIENCE_S = RULES.patience_ms / 1_000
@@ -112,6 +113,7 @@ def greedy(weights: Iterable[int], owners: int) -> int:
     return max(sums)
 
 
+@pytest.mark.slow
 @given(loads=LOADS, owners=st.integers(1, 6), data=st.data())
 def test_under_constant_loads_moves_end_and_leave_little_to_gain(loads: list[int], owners: int, data: st.DataObject) -> None:
     scene = Scene(len(loads), owners)
@@ -132,6 +134,7 @@ def test_under_constant_loads_moves_end_and_leave_little_to_gain(loads: list[int
     assert scene.moved == moved, "at rest, for ever"
 
 
+@pytest.mark.slow
 @given(loads=LOADS, owners=st.integers(2, 6), data=st.data())
 def test_no_move_but_after_patience_and_none_that_does_not_pay(loads: list[int], owners: int, data: st.DataObject) -> None:
     scene = Scene(len(loads), owners)
@@ -254,7 +257,8 @@ def begin(partitions: int, owners: int, standbys: int = 1) -> Scene:
     return scene
 
 
-@settings(max_examples=40)
+@pytest.mark.slow
+@settings(max_examples=examples(40))
 @given(partitions=st.integers(1, 12), owners=st.integers(1, 5), eps=st.sampled_from((30.0, 3_000.0, 300_000.0)), seed=SEEDS)
 def test_noise_moves_nothing(partitions: int, owners: int, eps: float, seed: int) -> None:
     """Seconds that differ by a fifth, for ten minutes, also where numbers cannot be even and where owners are too slow."""
@@ -264,7 +268,8 @@ def test_noise_moves_nothing(partitions: int, owners: int, eps: float, seed: int
     assert [at_s for at_s in watch(scene, streams, 600) if scene.moved] == []
 
 
-@settings(max_examples=40)
+@pytest.mark.slow
+@settings(max_examples=examples(40))
 @given(partitions=st.integers(1, 12), owners=st.integers(1, 5), seed=SEEDS)
 def test_a_start_and_an_end_move_nothing(partitions: int, owners: int, seed: int) -> None:
     """Loads that begin up to 20 s apart, take up to a minute to grow, and end up to 20 s apart."""
@@ -280,7 +285,7 @@ def test_a_start_and_an_end_move_nothing(partitions: int, owners: int, seed: int
     assert [at_s for at_s in watch(scene, streams, 400) if scene.moved] == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(loads=st.lists(st.integers(0, 300_000), min_size=1, max_size=12), owners=st.integers(1, 5), seed=SEEDS)
 def test_nothing_moves_in_the_first_90_seconds(loads: list[int], owners: int, seed: int) -> None:
     """A window and patience: short benches see no move, however uneven they are."""
@@ -291,7 +296,7 @@ def test_nothing_moves_in_the_first_90_seconds(loads: list[int], owners: int, se
 
 
 @pytest.mark.slow
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(loads=st.lists(st.integers(0, 300_000), min_size=2, max_size=10), owners=st.integers(2, 5), seed=SEEDS)
 def test_uneven_loads_with_noise_come_to_rest(loads: list[int], owners: int, seed: int) -> None:
     """The figures shake, and nothing goes to and fro: no more moves in 40 minutes than twice what there are partitions, none in the second half."""

@@ -47,6 +47,7 @@ def test_going_on_from_a_checkpoint_elsewhere_changes_nothing(events: Events, pl
     assert stopped.cohorts() == straight.cohorts()
 
 
+@pytest.mark.slow
 def test_a_snapshot_stays_what_it_was_while_the_stream_goes_on() -> None:
     """Packed only after the table and the dictionaries have grown, been renumbered and reused what was freed."""
     config = config_of(RULES, DETECTION)

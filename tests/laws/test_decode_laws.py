@@ -15,6 +15,7 @@ from keystone.decode import Decoder
 from keystone.events import DICTIONARY_COLUMNS, INT_COLUMNS, Records
 from tests import corpus
 from tests.decoding import decode_lines, event_of, expected_lines
+from tests.examples import examples
 
 NAMES = ("event", "ts", "device_id", "session_id", "fatal", "user_id", *DICTIONARY_COLUMNS[1:], *INT_COLUMNS)
 
@@ -88,14 +89,14 @@ def lines(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=8))
 def test_objects_decode_as_the_reference_does(batch: list[bytes]) -> None:
     assert_same(b"\n".join(batch), DECODER)
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.tuples(lines(), st.integers(0, 400), st.binary(min_size=1, max_size=3)), min_size=1, max_size=5))
 def test_broken_objects_decode_as_the_reference_does(batch: list[tuple[bytes, int, bytes]]) -> None:
     broken = []
@@ -105,14 +106,14 @@ def test_broken_objects_decode_as_the_reference_does(batch: list[tuple[bytes, in
     assert_same(b"\n".join(broken), DECODER)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.binary(max_size=60) | st.text('{}[],:"\\u0e1-+.truefalsn \t\r', max_size=40).map(str.encode), max_size=10))
 def test_any_bytes(batch: list[bytes]) -> None:
     assert_same(b"\n".join(batch), DECODER)
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=12), st.integers(1, 5), st.lists(st.integers(0, 12), max_size=6))
 def test_batch_cuts_change_nothing(batch: list[bytes], rows_max: int, cuts: list[int]) -> None:
     whole = decode_lines(b"\n".join(batch), Decoder(seed=3))

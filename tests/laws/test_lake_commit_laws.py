@@ -21,6 +21,7 @@ from keystone.sinks.iceberg.chain import chain_of
 from keystone.sinks.iceberg.places import place_of
 from keystone.sinks.iceberg.producers import ChainMoved, Head
 from keystone.sinks.iceberg.tables import ORDER, LakeTables
+from tests.examples import examples
 
 
 class Killed(BaseException):
@@ -100,7 +101,7 @@ def segments_of(dice, partitions, each):
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(seed=st.integers(0, 2**48))
 def test_each_segment_is_in_each_table_once(seed):
     dice = random.Random(seed)

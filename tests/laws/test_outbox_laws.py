@@ -19,6 +19,8 @@ from keystone.sinks.outbox import Outbox
 from keystone.sinks.steps import Delete, Encode, Load, Merge, Send, Wait, Write
 from tests.sink_rows import NumberedRows
 
+pytestmark = pytest.mark.slow
+
 SMALL = SinksConfig(
     queue_items_max=40, queue_bytes_max=40_000, batch_items_max=7, batch_bytes_max=5_000, retry_first_ms=20, retry_max_ms=400,
     open_after_failures=2, give_up_ms=3_000, mark_wait_ms=100, spill_bytes_max=60_000, spill_file_bytes=8_000, may_drop=("cohorts", "events"),

@@ -19,6 +19,7 @@ from keystone.errors import LogError
 from keystone.log.embedded import EmbeddedLog
 from keystone.sim.fleet import PartitionFleet
 from keystone.sim.plan import FleetPlan
+from tests.examples import examples
 
 PLAN = FleetPlan(eps=6_000.0, seconds=0.3, devices=6_000, partitions=2, seed=5, frame_events_max=6)  # 6 frames a tick of 5 ms
 
@@ -88,7 +89,7 @@ def finish(fleet: RelayFleet):
 
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 80)), max_size=3), st.integers(0, 3))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_the_log_is_what_one_process_would_have_sent(lives: Sequence[tuple[int, int]], before: int) -> None:
     """``lives``: records that each leader sends before it dies, and turns that its follower has taken by then."""
     with tempfile.TemporaryDirectory() as scratch:

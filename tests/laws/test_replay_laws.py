@@ -144,6 +144,7 @@ def test_mistakes_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "\n" not in str(result.exception)
 
 
+@pytest.mark.slow
 def test_thresholds_can_be_tried(tmp_path: Path) -> None:
     text = dirty_text(5, 1_500, broken_share=0)
     (tmp_path / "events.ndjson").write_bytes(text)

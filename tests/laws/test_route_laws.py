@@ -17,6 +17,7 @@ from keystone.routes import Route, compile_routes
 from keystone.routes_sources import ALERT_SCHEMA, ALERTS, schemas
 from keystone.routes_words import FUNCTIONS
 from keystone.sinks.route_sinks import sink_rules
+from tests.examples import examples
 
 RULES = sink_rules(("elastic", "lake", "actions", "dead_letters"))
 TEXTS = st.one_of(
@@ -143,7 +144,7 @@ PIECES = (
 SQL = st.one_of(st.text(max_size=40), st.lists(st.sampled_from([*CONDITIONS, *EXPRESSIONS, *PIECES]), max_size=8).map(" ".join))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(sql=SQL, source=st.sampled_from(sorted(schemas(("region",)))), part=st.sampled_from(["where", "select"]))
 def test_whatever_is_written_is_a_route_or_one_line_with_its_place(sql: str, source: str, part: str) -> None:
     try:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.batches import Run, canonical, event, reference_outcome
+from tests.examples import examples
 from tests.reference import partition_of
 
 START = 1_700_000_000_000
@@ -66,9 +67,10 @@ def run(**options: Any) -> Run:
 
 end_waits = st.sampled_from([0, 500, 700, 1000, 3000, 10**6, 2**31, 2**40])
 places = st.lists(st.integers(0, 50), max_size=5)
-calm = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+calm = settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+@pytest.mark.slow
 @calm
 @given(events=fleets(), places=places, wait=end_waits)
 def test_batch_cuts_do_not_change_results(events: Events, places: list[int], wait: int) -> None:

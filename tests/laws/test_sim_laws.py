@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from keystone.sim.fleet import PartitionFleet
 from keystone.sim.plan import FleetPlan, devices_by_partition
 from keystone.sim.truth import Truth
+from tests.examples import examples
 
 GOLDEN = "43c67357cf9f3d33"
 TRACES = Path(__file__).parents[3] / "shared" / "data" / "network_traces.parquet"
@@ -46,6 +47,7 @@ def streams(plan, actors):
     return digests
 
 
+@pytest.mark.slow
 def test_streams_are_the_same_for_any_grouping():
     plan = FleetPlan(eps=8_000, seconds=3, devices=10_000, partitions=6, seed=11, bad_path_share=0.1)
     alone = streams(plan, 6)
@@ -117,7 +119,7 @@ plans = st.builds(
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(plan=plans)
 def test_truth_is_what_the_events_say(plan):
     for partition in range(plan.partitions):
@@ -130,6 +132,7 @@ def test_truth_is_what_the_events_say(plan):
         assert fleet.ambiguous_silences == 0
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_has_its_truth_too():
     plan = FleetPlan(eps=2_000, seconds=30, devices=5_000, partitions=1, bad_path_share=0.2)
     fleet = PartitionFleet(plan, 0)
@@ -151,6 +154,7 @@ def test_truth_of_partitions_joins():
     assert len(Truth.concat([])) == 0
 
 
+@pytest.mark.slow
 def test_silences_stay_clear_of_the_limit_when_every_path_is_bad():
     for eps, devices in ((20, 501), (300, 40_000), (900, 1_000)):
         fleet = PartitionFleet(FleetPlan(eps=eps, seconds=60, devices=devices, partitions=1, bad_path_share=1), 0)
@@ -174,6 +178,7 @@ def stalls_of(fleet):
     return np.array(lengths), len(stalled), len(sessions)
 
 
+@pytest.mark.slow
 def test_healthy_traffic_stalls_like_reality():
     fleet = PartitionFleet(FleetPlan(eps=2_000, seconds=60, devices=10_000, partitions=1, seed=1), 0)
     lengths, stalled, sessions = stalls_of(fleet)
@@ -187,6 +192,7 @@ def test_healthy_traffic_stalls_like_reality():
     assert 240 < fleet.bytes / fleet.events < 270
 
 
+@pytest.mark.slow
 def test_bad_paths_stall_more():
     def share(bad):
         fleet = PartitionFleet(FleetPlan(eps=1_000, seconds=40, devices=4_000, partitions=1, bad_path_share=bad, weak_path_share=0), 0)

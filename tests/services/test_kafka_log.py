@@ -20,6 +20,7 @@ from keystone.log.kafka.client import KafkaClient
 from keystone.log.kafka.topics import TopicPlan, create, delete
 from keystone.log.url import KafkaUrl
 from keystone.partition import partition_of
+from tests.examples import examples
 from tests.kafka_server import KafkaCluster
 from tests.rdkafka import CLIENTS, CODECS, Confluent, Independent, create_topic
 
@@ -95,7 +96,7 @@ def test_any_client_puts_a_device_where_we_would(kafka: KafkaCluster, topic_name
         assert record.partition == partition_of(record.key, 7), record.key
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(5), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(keys=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=60))
 def test_any_key_at_all(kafka: KafkaCluster, keys: list[str]) -> None:
     topic = f"keys-{time.time_ns()}"

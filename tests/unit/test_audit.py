@@ -58,6 +58,7 @@ def test_what_was_not_kept_lies_behind_a_marker_and_before_the_next_letter(kept:
 
 
 # --- log, lake and letters ------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_all_agree(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     status, found = whole(scene).audit(capsys)
     assert (status, found["clean"], found["differences"], found["notes"]) == (0, True, [], [])
@@ -79,6 +80,7 @@ def minutes_of(scene: Scene, partition: int) -> list[int]:
     return [counts[key] for key in sorted(counts)]
 
 
+@pytest.mark.slow
 def test_what_is_newer_than_the_last_commit_is_in_flight(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     whole(scene).append(3)
     scene.commit(1)
@@ -102,6 +104,7 @@ def test_a_partition_that_has_no_commit_yet_is_in_flight(scene: Scene, capsys: p
 
 
 # --- and each kind of difference --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -172,6 +175,7 @@ def test_letters_that_were_not_kept_on_purpose_are_told_and_no_difference(scene:
     assert found["notes"] == ["partition 0: 2 dead letters were counted and not kept (dead_letters.bytes_max)"]
 
 
+@pytest.mark.slow
 def test_a_letter_behind_one_that_is_kept_again_is_missing_whatever_is_looked_at(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """The marker is of offset 1, letter 5 is kept again, and 9 is lost: also where the look begins behind 5."""
     whole(scene)
@@ -194,6 +198,7 @@ def other_letters(scene: Scene, run: str) -> None:
     write(scene.letters, [letter(o, b"{", "invalid_json", line=1) for o in (0, 1, 5)] + [letter(0, b"", "not_kept", partition=1)], run=run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["beside the lake", "named", "in keystone.toml"])
 def test_letters_of_other_runs_are_not_compared(scene: Scene, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole(scene)
@@ -215,6 +220,7 @@ def test_letters_of_other_runs_are_not_compared(scene: Scene, place: str, capsys
         shutil.rmtree(state)
 
 
+@pytest.mark.slow
 def test_letters_of_several_runs_without_a_state_are_one_line(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     whole(scene)
     other_letters(scene, "other")
@@ -250,6 +256,7 @@ def test_another_log_than_the_lakes(scene: Scene, capsys: pytest.CaptureFixture[
     assert "it is not the log of this lake" in found["differences"][0]["first"]
 
 
+@pytest.mark.slow
 def test_a_range_of_time(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     scene.append()
     scene.commit(0, change=lambda rows: rows[1:])

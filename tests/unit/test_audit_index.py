@@ -26,6 +26,8 @@ from tests.lake_batches import APPEND_MS
 from tests.lake_tables import alert, session_table
 from tests.letters import told
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def scene(tmp_path: Path, lake: Path, tables: LakeTables) -> Iterator[Scene]:

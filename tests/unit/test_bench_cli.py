@@ -133,6 +133,7 @@ def test_bench_passes_through_the_console_script() -> None:
         assert option in result.output
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom keystone.cli import main\n"

@@ -67,6 +67,7 @@ def test_what_is_refused_is_owed_until_somebody_was_told() -> None:
     assert sink.status()["acknowledged"] == sink.status()["refused"] == 20
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_be_said_is_owed_until_somebody_was_told() -> None:
     deaf = Deaf(2)
     sink = open_sink(MemoryRows(), deaf)
@@ -86,6 +87,7 @@ def test_nobody_is_told_after_the_close() -> None:
     assert told == []
 
 
+@pytest.mark.slow
 def test_a_receiver_that_answers_for_fewer_documents_is_asked_again() -> None:
     class Short(MemoryRows):
         calls = 0

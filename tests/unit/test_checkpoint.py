@@ -20,6 +20,7 @@ from keystone.metrics import Ledger
 from keystone.session_snapshot import SCHEMA
 from keystone.store import Buffer, Store, open_store
 from tests.checkpoints import segment
+from tests.examples import examples
 
 numbers = itertools.count()
 
@@ -351,7 +352,7 @@ def test_of_seeds_drawn_at_once_one_is_everybodys(store: Store, monkeypatch: pyt
     assert [Checkpoints(store).seed()] == others
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(at=st.integers(0, 54), flip=st.integers(1, 255))
 def test_a_damaged_seed_is_refused(at: int, flip: int) -> None:
     store = open_store("memory://damaged-seed")

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 
 from keystone.actors.cohort_desk import CohortDesk, Fetched
 from keystone.actors.cohort_merging import CohortMerging
 from keystone.bench.cohorts import CohortTable, dimensions_of
 from keystone.config import CohortsConfig
 from keystone.qoe import SUMS, CohortPartial
+
+pytestmark = pytest.mark.slow
 
 MINUTE = 1_700_000_040_000
 CONFIG = CohortsConfig(dimensions=("region",), pairs=())

@@ -19,6 +19,8 @@ from keystone.store import open_store
 from tests.lake_batches import APPEND_MS
 from tests.lake_tables import Owner, expected_places, opened, places
 
+pytestmark = pytest.mark.slow
+
 
 class Epochs:
     def __init__(self, **current):

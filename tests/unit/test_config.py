@@ -213,6 +213,7 @@ def test_a_directory_is_no_file(tmp_path):
         load(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_importing_the_configuration_loads_nothing_heavy():
     program = "import sys, keystone.config; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "KEYSTONE_TYPO": "1"})

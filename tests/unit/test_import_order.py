@@ -74,6 +74,7 @@ def ours(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", modules(), ids=dotted)
 def test_a_module_has_a_layer_and_imports_from_below(path):
     part = part_of(path)

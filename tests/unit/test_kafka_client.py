@@ -19,6 +19,8 @@ from keystone.errors import LogClosed, LogUnreachable, UsageError
 from keystone.log.kafka.client import EARLIEST, KafkaClient
 from tests.kafka_fakes import Broker, gone, server, silent
 
+pytestmark = pytest.mark.slow
+
 SLACK_S = 2.0  # of a busy machine
 WAIT_S_MAX = 20.0
 

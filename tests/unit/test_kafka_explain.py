@@ -43,6 +43,7 @@ def refusal(places: str | tuple[str, ...], **settings: Any) -> str:
 
 
 # --- other programs -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
@@ -63,6 +64,7 @@ OLD_TLS = "let the broker offer TLS 1.2 or 1.3 (ssl.enabled.protocols)"
 OTHER_PORT = "name the broker's TLS port, or set kafka.security_protocol = PLAINTEXT for this one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
@@ -84,6 +86,7 @@ HANGS_UP = "SERVER: hangs up at the first request, as ports with a login do: set
 OTHER_VERSION = "SERVER: speaks another version of Kafka's protocol ({}): use brokers of Kafka 2.1 or newer that this program's kafka-python knows"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broker", "line"),
     [
@@ -119,6 +122,7 @@ def test_a_port_where_nothing_listens() -> None:
     assert refusal(closed_port()) == "SERVER: nothing listens there: start the broker, or correct host and port"
 
 
+@pytest.mark.slow
 def test_an_address_whose_packets_are_dropped() -> None:
     with black_hole() as place:
         line = refusal(place, connect_timeout_ms=QUICK_MS)
@@ -149,12 +153,14 @@ def silent_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     over.set()
 
 
+@pytest.mark.slow
 def test_a_name_server_that_does_not_answer_is_not_waited_for(silent_names: list[str]) -> None:
     line = refusal("slow.invalid:9092", allow_plaintext=True, connect_timeout_ms=QUICK_MS)
     assert line == "SERVER: no name server answers for 'slow.invalid': look at the network, or write an address instead of the name"
     assert silent_names == ["slow.invalid"]
 
 
+@pytest.mark.slow
 def test_what_comes_furthest_is_told_of_several_servers(silent_names: list[str]) -> None:
     with server(http) as place, black_hole() as hole:
         servers = (closed_port(), hole, "slow.invalid:9092", place)

@@ -310,6 +310,7 @@ def test_what_does_not_pass_is_left_at_the_place_until_it_moves(start: Start, er
     assert taken(fetcher, place, 10) == batch_of(0)
 
 
+@pytest.mark.slow
 def test_a_broker_that_cannot_find_its_way_is_believed_the_third_time(start: Start) -> None:
     brokers, fetcher = start()
     brokers.parts[0], brokers.plans = [batch_of(0)], [errors.CorruptRecordError] * 2
@@ -348,6 +349,7 @@ def test_a_batch_without_an_end_is_told(start: Start, length: int) -> None:
 
 
 # --- the topic ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_topic_that_is_gone_is_waited_for_and_its_successor_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MISSING_RETRY_S", 0.05)
     brokers, fetcher = start()
@@ -394,6 +396,7 @@ def test_silence_is_known_from_a_fetch_that_found_nothing(start: Start) -> None:
     assert place.empty_since_ms <= time.time_ns() // 1_000_000 + brokers.config.fetch_wait_ms
 
 
+@pytest.mark.slow
 def test_silence_is_not_known_where_replicas_may_hold_records_back(start: Start) -> None:
     """The leader does not say where its own log ends."""
     brokers, fetcher = start(replicas=3)

@@ -21,6 +21,7 @@ from keystone.log.kafka.batches import BatchBuilder
 from keystone.log.kafka.lanes import ACKNOWLEDGED, FAILED, UNKNOWN, Batch, Lane, Outcome, Verdict, verdict
 from keystone.log.kafka.producer import Producer
 from keystone.sinks.letter_records import LetterRecords
+from tests.examples import examples
 from tests.kafka_brokers import APPEND_MS, DOWN, HOLD, LOSE_ANSWER, LOSE_REQUEST, STORE, Brokers, sequence_of
 
 FLUSH_S = 20.0
@@ -378,6 +379,7 @@ def test_one_record_that_is_too_large_harms_no_other(start: Start) -> None:
 
 
 # --- room -----------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_senders_wait_for_room_and_are_counted(start: Start) -> None:
     brokers, producer, lane = start(HOLD, send_bytes_max=10_000, linger_ms=10_000)
     done = threading.Event()
@@ -400,6 +402,7 @@ def test_senders_wait_for_room_and_are_counted(start: Start) -> None:
     assert lane.sent.waited_ms >= 200
 
 
+@pytest.mark.slow
 def test_empty_records_need_room_too(start: Start) -> None:
     _, producer, lane = start(HOLD, send_bytes_max=5_000)
     sent, ended = [], []
@@ -423,6 +426,7 @@ def test_empty_records_need_room_too(start: Start) -> None:
     assert len(ended) == 1
 
 
+@pytest.mark.slow
 def test_room_that_never_comes_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROOM_WAIT_BEYOND_S", 0.2)
     _, producer, lane = start(HOLD, send_bytes_max=1_000, delivery_timeout_ms=100)
@@ -517,7 +521,7 @@ PLANS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plans=st.lists(PLANS, max_size=25), groups=st.lists(st.integers(1, 12), min_size=1, max_size=12), bytes_max=st.sampled_from([200, 1 << 20]))
 def test_every_outcome_is_the_truth(start: Start, plans: list[Any], groups: list[int], bytes_max: int) -> None:
     """Whatever brokers do: acknowledged is there once and in order, failed is not there, unknown at most once; nothing is uncounted."""

@@ -262,6 +262,7 @@ def test_control_batches_are_passed() -> None:
     assert (take(reader), reader.position(), reader.take_gaps()) == ([], 1, [])
 
 
+@pytest.mark.slow
 def test_many_empty_records_are_limited() -> None:
     topic = Topic(*[batch_of([b""] * 40_000, 40_000 * i) for i in range(3)])
     reader = topic.reader()

@@ -252,6 +252,7 @@ def test_a_login_that_fails(broker: Broker, settings: dict[str, Any], line: str)
         assert refusal(place, **settings) == line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("waits_s", "line"),
     [
@@ -390,6 +391,7 @@ def counting(tmp_path: Path, life_s: float) -> tuple[str, ...]:
     return ("sh", "-c", f'echo x >> {tmp_path}/runs; printf \'{{"token": "t%d", "expires_in_s": {life_s}}}\' $(wc -l < {tmp_path}/runs)')
 
 
+@pytest.mark.slow
 def test_a_token_is_kept_until_it_is_old_or_refused(tmp_path: Path) -> None:
     tokens = Tokens(counting(tmp_path, 1.0))
     assert [tokens.token(), tokens.token()] == ["t1", "t1"]

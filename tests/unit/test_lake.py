@@ -18,6 +18,7 @@ from keystone.errors import SinkError, UsageError
 from keystone.kernels import lake as kernel
 from keystone.sinks.lake import DIRECT_ROWS_MIN, LakeWriter
 from keystone.sinks.lake_schema import COLUMNS, DESCRIPTIONS, DESCRIPTIONS_KEY, NAMES, SCHEMA
+from tests.examples import examples
 from tests.lake_batches import APPEND_MS, DAY_MS, ToyDictionaries, batch_of, random_rows, row
 
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
@@ -69,6 +70,7 @@ def test_nulls_come_back(tmp_path, null_share):
     assert read(tmp_path) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 100, DIRECT_ROWS_MIN, 5000])
 def test_batches_of_any_size(tmp_path, size):
     rows = random_rows(6000 if size > 1 else 300, seed=size)
@@ -77,7 +79,7 @@ def test_batches_of_any_size(tmp_path, size):
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cuts=st.lists(st.integers(1, 5999), max_size=6), group=st.sampled_from([1, 500, 4096, 131_072]))
 def test_cuts_and_row_groups_change_nothing(tmp_path_factory, cuts, group):
     rows = CUT_ROWS
@@ -89,7 +91,7 @@ def test_cuts_and_row_groups_change_nothing(tmp_path_factory, cuts, group):
 CUT_ROWS = random_rows(1500, seed=5, titles=700)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(values=st.lists(st.one_of(st.none(), INT64, st.integers(-3, 3)), min_size=1, max_size=300))
 def test_integers_of_any_size(tmp_path_factory, values):
     directory = tmp_path_factory.mktemp("lake")
@@ -98,7 +100,7 @@ def test_integers_of_any_size(tmp_path_factory, values):
     assert [r["position_ms"] for r in read(directory)] == values
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(values=st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=40)), min_size=1, max_size=60), junk=st.booleans())
 def test_strings_of_any_content(tmp_path_factory, values, junk):
     directory = tmp_path_factory.mktemp("lake")
@@ -110,6 +112,7 @@ def test_strings_of_any_content(tmp_path_factory, values, junk):
     assert read(directory) == rows
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_many_values_is_written_by_use(tmp_path):
     dictionaries = ToyDictionaries()
     for i in range(50_000):
@@ -147,7 +150,7 @@ def test_values_or_nulls_that_are_rare(tmp_path, every, is_rare):
 
 @pytest.mark.slow
 @given(gaps=st.lists(st.integers(1, 200), min_size=1, max_size=40), first=st.booleans())
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_runs_of_nulls_and_values(tmp_path_factory, gaps, first):
     directory = tmp_path_factory.mktemp("lake")
     present = [(i % 2 == 0) == first for i, gap in enumerate(gaps) for _ in range(gap)]
@@ -169,6 +172,7 @@ def test_dictionaries_may_be_replaced(tmp_path):
     assert len(files(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_overwritten_afterwards(tmp_path):
     dictionaries, rows = ToyDictionaries(), random_rows(5000, seed=8)
     writer = LakeWriter(tmp_path, LakeConfig())
@@ -235,6 +239,7 @@ def day(offset_ms=0):
     return (datetime.fromtimestamp(APPEND_MS / 1000, UTC) + timedelta(milliseconds=offset_ms)).date().isoformat()
 
 
+@pytest.mark.slow
 def test_event_date_follows_ts_within_two_days_of_the_append_time(tmp_path):
     reach = 2 * DAY_MS
     shifts = [0, -reach, reach, -reach - 1, reach + 1, -APPEND_MS, 2**53 - 1 - APPEND_MS]
@@ -420,7 +425,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 @pytest.mark.slow
 @given(cuts=st.lists(st.integers(1, 2999), max_size=4), junk=st.booleans(), share=st.sampled_from([0.001, 0.3]))
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_days_mixed_in_a_batch(tmp_path_factory, cuts, junk, share):
     directory = tmp_path_factory.mktemp("lake")
     source = random.Random(len(cuts))

@@ -20,6 +20,8 @@ from keystone.sinks.iceberg.verify import verify
 from tests.lake_tables import Owner, count, expected_places, opened, places, rows_of
 from tests.unit.test_run_cli import make_log
 
+pytestmark = pytest.mark.slow
+
 LOST = r"its tables are there, and the catalog that knows them is not: bring catalog\.db back, or say keystone lake adopt --lake "
 
 

@@ -112,6 +112,7 @@ def test_the_spool_is_bounded_and_a_pause_is_told_once(bucket: LakeBucket, objec
     assert told.count("the spool has room again") == 1
 
 
+@pytest.mark.slow
 def test_a_dead_process_s_spool_is_removed_and_a_living_one_s_is_not(tmp_path: Path) -> None:
     owners = [subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(2)]
     for owner in owners:

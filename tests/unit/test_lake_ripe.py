@@ -53,6 +53,7 @@ def a_day(rates: list[int], *, hours: float, days: tuple[int, ...] = (DAY,), see
     return files, rewritten / max(written, 1), most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "times_max", "files_max"),
     [(2_000, 6, 10), (170_000, 5, 10), (2 * MIB, 3, 50), (17 * MIB, 1.2, 300), (85 * MIB, 0.5, 1_440)],
@@ -66,6 +67,7 @@ def test_a_row_is_rewritten_a_few_times_and_few_files_are_left(size: int, times_
     assert sum(file.bytes for file in files) > 0
 
 
+@pytest.mark.slow
 def test_many_small_partitions_idle_ones_and_late_days_are_no_flood() -> None:
     """64 partitions, a third of them idle, each with files of the day and, by slow clocks, of the day before: 31,000 files in an hour without."""
     rates = [0 if partition % 3 == 0 else 2_000 for partition in range(64)]

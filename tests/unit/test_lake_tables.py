@@ -27,6 +27,7 @@ def agree(tables, segments):
     assert [count(tables, name) for name in ORDER] == [rows_of(segments, name) for name in ORDER]
 
 
+@pytest.mark.slow
 def test_segments_are_in_each_table_once(tables, lake):
     owners = [Owner(lake, p, offset=10 * p) for p in range(3)]
     segments = [owner.segment(days=(0, -1)) for owner in owners] + [owners[0].segment(alerts=0)]
@@ -71,6 +72,7 @@ def test_pyiceberg_lets_whoever_was_replaced_commit_a_second_time(tables, lake, 
     assert count(tables, "sessions") == 2 * segment.files[1].rows
 
 
+@pytest.mark.slow
 def test_ours_does_not(tables, lake, monkeypatch):
     segment = Owner(lake).segment()
     late, successor = opened(lake), opened(lake)
@@ -133,6 +135,7 @@ def test_an_answer_that_is_lost_is_looked_up(tables, lake, monkeypatch, error):
     agree(opened(lake), segments)
 
 
+@pytest.mark.slow
 def test_what_never_lands_is_busy_and_leaves_the_tables_as_they_were(tables, lake, monkeypatch):
     owner = Owner(lake)
     first, second = owner.segment(), owner.segment()
@@ -150,6 +153,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commits", [0, 1, 2])
 @pytest.mark.parametrize("landed", [False, True])
 def test_a_crash_between_the_three_commits_is_repaired_by_the_next(tables, lake, monkeypatch, commits, landed):
@@ -238,6 +242,7 @@ def test_a_lake_that_is_not_the_checkpoints_is_refused(tables, lake):
 
 
 # --- what others do to the tables ------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_chain_outlives_expiry_and_snapshots_of_others(tables, lake):
     owner = Owner(lake)
     segments = [owner.segment() for _ in range(4)]
@@ -265,6 +270,7 @@ def test_a_lake_whose_chain_is_gone_is_not_begun_anew(tables, lake):
         tables.commit([segment], 1)
 
 
+@pytest.mark.slow
 def test_a_table_that_was_rolled_back_asks_for_what_it_lost(tables, lake):
     owner = Owner(lake)
     segments = [owner.segment() for _ in range(3)]
@@ -279,6 +285,7 @@ def test_a_table_that_was_rolled_back_asks_for_what_it_lost(tables, lake):
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_columns_of_a_newer_version_are_added_and_others_are_left_alone(tables, lake, monkeypatch):
     owner = Owner(lake)
     tables.commit([owner.segment()], 1)

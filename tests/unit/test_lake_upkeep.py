@@ -50,6 +50,7 @@ def test_history_and_metadata_stay_short(tables, lake):
     assert tables.load("alerts").snapshots() == []
 
 
+@pytest.mark.slow
 def test_snapshots_with_a_name_are_kept(tables, lake):
     owner = Owner(lake)
     tables.commit([owner.segment()], 1)
@@ -63,6 +64,7 @@ def test_snapshots_with_a_name_are_kept(tables, lake):
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_what_no_snapshot_needs_goes_after_a_safe_age_and_nothing_else(tables, lake):
     owner = Owner(lake)
     segments = [owner.segment() for _ in range(6)]
@@ -146,6 +148,7 @@ def test_small_files_become_one_of_each_partition_and_day(tables, lake):
     assert compact(tables).groups == 0, "two files of a day are not worth it"
 
 
+@pytest.mark.slow
 def test_rows_stay_what_they_were(tables, lake):
     _, segments = many(lake, partitions=1, days=(0, 2))
     tables.commit(segments, 1)
@@ -181,6 +184,7 @@ def test_the_stream_appends_meanwhile(tables, lake, monkeypatch):
     assert [v.faults for v in verify(tables)] == [[], [], []]
 
 
+@pytest.mark.slow
 def test_a_compaction_meanwhile_does_not_hold_up_the_stream(tables, lake, monkeypatch):
     owners, segments = many(lake, partitions=1)
     tables.commit(segments, 1)
@@ -199,6 +203,7 @@ def test_a_compaction_meanwhile_does_not_hold_up_the_stream(tables, lake, monkey
     assert places(tables) == expected_places(segments)
 
 
+@pytest.mark.slow
 def test_two_compactions_at_once_replace_once(tables, lake, monkeypatch):
     _, segments = many(lake, partitions=1)
     tables.commit(segments, 1)
@@ -233,6 +238,7 @@ def test_a_compaction_whose_answer_is_lost_is_looked_up(tables, lake, monkeypatc
     assert places(tables) == expected_places(segments)
 
 
+@pytest.mark.slow
 def test_columns_that_this_version_does_not_know_are_kept(tables, lake):
     owner = Owner(lake)
     segments = [owner.segment(sessions=0, alerts=0) for _ in range(6)]
@@ -274,6 +280,7 @@ def test_groups_are_cut_at_the_target_and_leave_large_files_alone():
     assert [len(g.files) for g in groups(listing([1] * 5)[::-1], 100, 2)] == [5]
 
 
+@pytest.mark.slow
 def test_replacements_say_of_the_chain_what_their_parent_said(tables, lake):
     _, segments = many(lake, partitions=1)
     tables.commit(segments, 1)

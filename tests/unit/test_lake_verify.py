@@ -36,6 +36,7 @@ def faults(tables, partition=0):
     return next(v.faults for v in verify(tables) if v.partition == partition)
 
 
+@pytest.mark.slow
 def test_a_whole_lake_passes(tables, lake):
     committed(tables, lake, days=(0, 1))
     verdicts = list(verify(tables))
@@ -50,12 +51,14 @@ def rewrite(lake, file, change):
     write_parquet(lake / file.path, change(rows).cast(rows.schema))
 
 
+@pytest.mark.slow
 def test_a_row_that_is_there_twice(tables, lake):
     segments = committed(tables, lake)
     rewrite(lake, segments[2].files[0], lambda rows: rows.take([0, 1, 2, 3, 4, 4]))
     assert faults(tables) == ["1 rows are there more than once, the first at offset 5, line 0"]
 
 
+@pytest.mark.slow
 def test_a_row_that_is_lost(tables, lake):
     segments = committed(tables, lake)
     rewrite(lake, segments[2].files[0], lambda rows: rows.slice(0, 5))
@@ -64,12 +67,14 @@ def test_a_row_that_is_lost(tables, lake):
     assert faults(tables, 1) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone(tables, lake):
     segments = committed(tables, lake)
     (lake / segments[0].files[0].path).unlink()
     assert any("cannot be read" in fault for fault in faults(tables))
 
 
+@pytest.mark.slow
 def test_a_segment_that_was_committed_twice(tables, lake):
     segments = committed(tables, lake)
     table = tables.load("events")
@@ -83,6 +88,7 @@ def test_a_segment_that_was_committed_twice(tables, lake):
     assert any("added 6 rows, and says 0" in fault for fault in whole)
 
 
+@pytest.mark.slow
 def test_a_chain_that_says_more_than_there_is(tables, lake):
     committed(tables, lake)
     table = tables.load("events")
@@ -208,6 +214,7 @@ def test_an_alert_that_was_raised_twice(tables, lake):
     assert faults(tables, None) == ["1 alerts are there more than once, such as 0-0"]
 
 
+@pytest.mark.slow
 def test_another_tables_rows_are_counted(tables, lake):
     segments = committed(tables, lake)
     assert faults(tables, None) == []

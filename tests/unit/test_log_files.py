@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from keystone.errors import UsageError
 from keystone.events import DEAD_LETTER_BYTES_MAX, LF, LINE_BYTES_MAX, PADDING
 from keystone.log.files import Block, OversizeLine, _Lines, read_ndjson
+from tests.examples import examples
 
 
 def lines_of(blocks):
@@ -88,7 +89,7 @@ def test_every_packing_gives_the_same_lines(tmp_path, name, packed):
     assert b"\n".join(text_lines([tmp_path / name])) + b"\n" == LINES
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.lists(st.binary(max_size=60), max_size=20), st.integers(1, 40), st.booleans(), st.randoms(use_true_random=False))
 def test_any_cut_of_any_stream_gives_the_same_lines(pieces, capacity, ends, random):
     """Small buffers, and reads that return as little as they like."""

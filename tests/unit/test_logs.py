@@ -379,6 +379,7 @@ def test_a_program_ends_whose_standard_error_nobody_reads():
         started.communicate()
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_without_closing_has_written_everything(tmp_path):
     text = f"""
 logs.configure(LogsConfig(repeats_max=10**6), path=Path({str(tmp_path / "log")!r}))
@@ -473,6 +474,7 @@ def test_ids_are_hashes_above_debug_and_equal_ones_look_alike(written):
     assert (debug["msg"], debug["device_id"], debug["other"]) == ("seen by tv-1", "tv-1", "bob")
 
 
+@pytest.mark.slow
 def test_each_process_hashes_with_a_key_of_its_own():
     first, second = (program("print(logs.device('tv-1'))", stdout=subprocess.PIPE).communicate(timeout=DEADLINE_S)[0] for _ in range(2))
     assert first.startswith(b"~")
@@ -652,6 +654,7 @@ def test_recent_is_a_handler_too():
     assert recent.drain() == (3, ["WARNING alone: b", "WARNING alone: c"])
 
 
+@pytest.mark.slow
 def test_importing_it_loads_nothing_heavy():
     answer = program("print(*sorted({name.partition('.')[0] for name in sys.modules}))", stdout=subprocess.PIPE).communicate(timeout=DEADLINE_S)[0]
     assert not set(answer.decode().split()) & {"numpy", "numba", "ray", "kafka", "polars", "pyarrow", "rich", "click"}

@@ -60,6 +60,7 @@ def failing(errors: list[KeystoneError]) -> Callable[[], None]:
     return build
 
 
+@pytest.mark.slow
 def test_what_does_not_answer_is_asked_again(tmp_path: Path) -> None:
     errors: list[KeystoneError] = [UsageError("nothing listens there"), LogUnreachable("no leader"), StoreUnavailable("full")]
     actor = Actor(tmp_path, failing(errors))
@@ -92,6 +93,7 @@ def test_one_that_is_told_to_finish_before_it_is_built_has_nothing_to_close(tmp_
     assert actor.result() is None
 
 
+@pytest.mark.slow
 def test_one_that_lost_what_it_owns_says_so(tmp_path: Path) -> None:
     def fenced() -> None:
         raise Fenced("p00003", 1, 2)
@@ -109,6 +111,7 @@ def test_what_is_told_once_is_told_to_whoever_drains(tmp_path: Path) -> None:
     assert "warnings" not in actor.status(drains=False)
 
 
+@pytest.mark.slow
 def test_a_process_collects_garbage_again_when_its_actor_is_over(tmp_path: Path) -> None:
     frozen, running = gc.get_freeze_count(), list[bool]()
     actor = Actor(tmp_path, lambda: None, turn=lambda: running.append(gc.isenabled()))

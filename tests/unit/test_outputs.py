@@ -27,6 +27,7 @@ from keystone.log.kafka.batches import BatchBuilder, Headers
 from keystone.sinks import kafka
 from keystone.sinks.kafka import Item, TopicSink, action_record
 from keystone.sinks.letter_records import LetterRecords
+from tests.examples import examples
 from tests.reference import partition_of
 
 APPENDED_MS = 1_790_000_000_000
@@ -225,7 +226,7 @@ def test_what_partitions_of_one_turn_say_goes_together_and_waits_for_no_later_tu
     assert (sink.waiting, sink.wakes) == (0, 3)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.integers(0, 3), max_size=12), st.randoms(use_true_random=False))
 def test_whatever_the_order_of_outcomes_deliveries_finish_in_theirs(sizes: list[int], random: Any) -> None:
     output, sink = topic_output()

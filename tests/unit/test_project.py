@@ -75,6 +75,7 @@ def test_the_lock_has_a_hash_for_everything(lock):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block.splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_locks_hold_what_the_project_asks_for(lock, python):
@@ -147,7 +148,7 @@ def test_make_lists_every_command():
         ("bench", "python -m keystone.bench --eps 1000000"),
         ("report", "python -m keystone.bench --eps 100000 --seconds 20 --report"),
         ("test", "python -m pytest -n 2 --dist loadscope --no-loadscope-reorder"),
-        ("test-fast", 'pytest -n auto --dist loadfile -m "not slow and not ray and not kafka and not s3 and not search"'),
+        ("test-fast", 'pytest -n auto --dist loadfile --hypothesis-profile=fast -m "not slow and not ray and not kafka and not s3 and not search"'),
     ],
 )
 def test_commands_do_what_the_documents_say_and_set_themselves_up(target, command, tmp_path):

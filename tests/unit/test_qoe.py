@@ -215,6 +215,7 @@ def test_growth_of_everything_loses_nothing() -> None:
     assert_told(told_of(run.end()), expected_of(events, end=NOW + 5_000))
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_memory_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keystone.cohort_state.FILE_FACTS", 128)
     monkeypatch.setattr("keystone.cohort_state.ROWS_HELD_MAX", 500)

@@ -16,6 +16,8 @@ from tests.cohorts import assert_told, by_key
 from tests.laws.test_cohort_laws import CohortRun, expected_of
 from tests.reference import partition_of
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_040_000  # a full minute
 PARTITIONS = 3
 Events = list[tuple[dict[str, Any], int]]

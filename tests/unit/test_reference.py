@@ -30,6 +30,7 @@ def decoded(tail: bytes) -> dict[str, Any]:
     return event
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

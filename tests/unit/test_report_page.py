@@ -61,6 +61,7 @@ def every_chart(run, other):
 
 
 # --- charts -------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_every_chart_is_one_that_vega_knows_and_small(run, other):
     for chart in every_chart(run, other):
         spec = chart.to_dict()  # checked against the schema of Vega-Lite
@@ -69,6 +70,7 @@ def test_every_chart_is_one_that_vega_knows_and_small(run, other):
         assert len(json.dumps(spec)) < 400_000
 
 
+@pytest.mark.slow
 def test_charts_name_styles_that_every_theme_has_and_no_colour(run, other):
     for colours in (theme.LIGHT, theme.DARK):
         known = set(theme.config(colours)["style"])
@@ -99,6 +101,7 @@ def test_text_and_marks_can_be_read_in_both_themes(colours):
     assert heat in (sorted(heat), sorted(heat, reverse=True))
 
 
+@pytest.mark.slow
 def test_the_promise_stands_in_the_charts_it_is_about(run):
     for chart in (charts.distribution([run]), charts.percentile_curve([run]), charts.latency_over_time(run), charts.stages([run])):
         assert {"ms": 3_000.0, "words": "3 s promise"} in rows_of(chart.to_dict())
@@ -119,6 +122,7 @@ def test_durations_have_three_digits(ms, text):
     assert charts.duration(ms) == text
 
 
+@pytest.mark.slow
 def test_a_notebook_program_without_vega_shows_a_picture(run):
     before = alt.renderers.active
     try:
@@ -170,6 +174,7 @@ def test_faults_are_told_by_the_numbers_in_the_charts(run, other):
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_nothing_in_a_page_is_fetched_and_the_page_forbids_it(run):
     html = page.to_html(executed({theme.VEGALITE: charts.heat(run).to_dict()}, {"text/html": words.verdict(run).html}))
     assert loads_of(html) == []
@@ -181,6 +186,7 @@ def test_nothing_in_a_page_is_fetched_and_the_page_forbids_it(run):
         assert name in html
 
 
+@pytest.mark.slow
 def test_what_a_device_sent_cannot_leave_its_place(tmp_path):
     rows = [row | {"region": HOSTILE} for row in known_alerts()[:50]]
     run = load_run(write_run(tmp_path / "run", rows))
@@ -192,6 +198,7 @@ def test_what_a_device_sent_cannot_leave_its_place(tmp_path):
     assert opened == closed == 5
 
 
+@pytest.mark.slow
 def test_text_code_and_streams_are_shown_as_they_are():
     note = executed({"text/plain": "a < b"}, source="if a < b: pass")
     note.cells[1].outputs.append(nbformat.v4.new_output("stream", text="<b>loud</b>"))
@@ -202,12 +209,14 @@ def test_text_code_and_streams_are_shown_as_they_are():
     assert "<b>loud</b>" in text
 
 
+@pytest.mark.slow
 def test_outputs_stand_side_by_side_where_the_cell_says_so():
     two = ({"text/plain": "1"}, {"text/plain": "2"})
     assert 'class="outputs columns"' in page.to_html(executed(*two, tags=[page.SIDE_BY_SIDE]))
     assert 'class="outputs columns"' not in page.to_html(executed(*two))
 
 
+@pytest.mark.slow
 def test_contents_lead_to_the_parts():
     html = page.to_html(executed())
     assert '<a href="#A-part">A part</a>' in html
@@ -251,6 +260,7 @@ def test_parameters_take_the_place_of_the_notebooks_own():
     assert namespace["RUNS"] == ["/a 'b'", "/c"]
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_its_notebooks(tmp_path):
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")

@@ -355,6 +355,7 @@ def test_what_would_overflow_the_stack_of_polars_never_gets_there(sql):
     assert any(part in refused(where=sql) for part in ("is nested deeper than 30", "has more than 100 operators", "is longer than 10,000 characters"))
 
 
+@pytest.mark.slow
 def test_what_is_just_within_the_limits_works():
     frame = alerts_frame([alert(n, region=f"r{n}") for n in range(600)])
     assert route(where=" OR ".join(["seq = 1"] * 50)).keep(frame).sum() == 1

@@ -158,6 +158,7 @@ def counted(rows: list[dict[str, Any]]) -> Counter[str]:
     return Counter(json.dumps(row, sort_keys=True) for row in rows)
 
 
+@pytest.mark.slow
 def test_alerts_and_dead_letters_are_those_of_a_replay(dirty: Path) -> None:
     out = dirty.with_name("out")
     found = sampled(dirty, "dashboards-alerts")
@@ -171,6 +172,7 @@ def test_alerts_and_dead_letters_are_those_of_a_replay(dirty: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_sessions_events_and_cohorts_are_those_of_a_replay(dirty: Path) -> None:
     out = dirty.with_name("out")
     known = pl.read_parquet(out / "sessions.parquet").cast(SESSION_COLUMNS)  # type: ignore[arg-type]
@@ -195,6 +197,7 @@ def test_where_and_select_are_those_of_the_route(dirty: Path) -> None:
     assert sampled(dirty, "vip", toml=toml) == expected
 
 
+@pytest.mark.slow
 def test_a_sample_ends_with_its_rows_or_its_time(dirty: Path, tell: Tell, tmp_path: Path) -> None:
     status, lines, errors = tell("sample", "lake-events", "--from", str(dirty), "--rows", "3")
     assert (status, len(lines)) == (0, 3)
@@ -227,6 +230,7 @@ def places(log: EmbeddedLog) -> list[Any]:
     return [log.stats(partition) for partition in range(log.partitions)]
 
 
+@pytest.mark.slow
 def test_a_log_is_read_from_its_last_minute_and_nobody_notices(log: EmbeddedLog, tell: Tell, tmp_path: Path) -> None:
     writers = [log.writer(partition) for partition in range(2)]
     for partition, value in runs.frames(dirty_text(7, 2_000), 2, lines=(1, 7, 20)):
@@ -239,6 +243,7 @@ def test_a_log_is_read_from_its_last_minute_and_nobody_notices(log: EmbeddedLog,
     assert places(log) == before, "nothing was committed or reported"
 
 
+@pytest.mark.slow
 def test_what_is_appended_while_a_sample_reads_is_in_it_and_so_is_what_is_due_by_the_clock(log: EmbeddedLog, tell: Tell, tmp_path: Path) -> None:
     """A stall without a further event: only log time that passes raises its alert."""
     writer = log.writer(0)

@@ -61,6 +61,7 @@ def test_names_are_spelled_short(text: str, size: int) -> None:
     assert arena.skip_string(memory, 0) == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1000, 5000, 1 << 20])
 def test_names_of_any_length(size: int) -> None:
     rows = 40 if size < 1 << 20 else 4
@@ -218,6 +219,7 @@ def test_a_raw_restore_takes_no_more_memory_than_going_on() -> None:
     assert moved.table._memory.state[places].tolist() == straight.table._memory.state[places].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cohorts", [None, CohortsConfig()])
 @pytest.mark.parametrize("sessions", [0, 1, 40_000])
 def test_the_room_that_a_snapshot_takes_is_known_from_counts_even_while_memory_grows(sessions: int, cohorts: CohortsConfig | None) -> None:
@@ -233,6 +235,7 @@ def test_the_room_that_a_snapshot_takes_is_known_from_counts_even_while_memory_g
     memory._bind()
 
 
+@pytest.mark.slow
 def test_a_room_is_used_again_and_grows() -> None:
     run, room = Run(), Room()
     run.apply([(event("Start", 1, session_id=str(i)), NOW) for i in range(1000)])

@@ -123,6 +123,7 @@ def test_sums_stay_at_the_limit() -> None:
     assert of_file(*[event("Heartbeat", 1, bitrate_kbps=value) for value in (2**53, 2**53, 1, 1)])["mean_bitrate_kbps"] == (2**54 + 2) / 4
 
 
+@pytest.mark.slow
 def test_more_results_than_a_kernel_call_holds() -> None:
     events = [(item, NOW) for item in many(5000)]
     events += [(event("Buffer", 2000 + k, session_id=f"session {i}", seq=k + 1), NOW + k) for k in range(3) for i in range(3000)]

@@ -90,6 +90,7 @@ def test_sessions_are_in_order_and_devices_are_replaced():
     assert fleet.ambiguous_silences == 0
 
 
+@pytest.mark.slow
 def test_idle_devices_take_the_seats_of_those_that_leave():
     plan = FleetPlan(eps=100, seconds=60, devices=50_000, partitions=1)
     fleet = PartitionFleet(plan, 0)
@@ -146,6 +147,7 @@ def test_frames_are_cut_by_events_and_by_bytes():
     assert sum(1 for _ in lines_of(PartitionFleet(plan, 0))) == 10_000
 
 
+@pytest.mark.slow
 def test_report_interval_holds_the_devices_time_to_the_schedule():
     for eps, devices in ((500, 200), (500, 20_000), (3000, 6_000)):
         fleet = PartitionFleet(FleetPlan(eps=eps, seconds=40, devices=devices, partitions=1), 0)
@@ -196,6 +198,7 @@ def test_catalog_names_only_known_networks():
     assert len(catalog.profiles()) == catalog.PROFILES
 
 
+@pytest.mark.slow
 def test_file_of_events_has_that_many_lines(tmp_path, capsys):
     path = tmp_path / "events.ndjson"
     assert write.main(["--events", "5001", "--out", str(path), "--seed", "4"]) == 0

@@ -57,6 +57,7 @@ def test_a_file_cut_anywhere_gives_what_is_whole_and_is_kept(tmp_path: Path) -> 
         path.with_suffix(".damaged").unlink()
 
 
+@pytest.mark.slow
 def test_a_bit_flipped_anywhere_is_noticed_and_told(tmp_path: Path) -> None:
     written(tmp_path / "a")
     (path,) = (tmp_path / "a").glob("*.spill")
@@ -154,6 +155,7 @@ def test_half_written_files_are_nobodys(tmp_path: Path) -> None:
     spill.close()
 
 
+@pytest.mark.slow
 def test_one_process_uses_a_directory_and_a_dead_ones_files_are_adopted(tmp_path: Path) -> None:
     written(tmp_path / "dead", files=2)
     first = Spill(tmp_path / "a")
@@ -178,6 +180,7 @@ def test_files_of_another_sink_are_not_adopted(tmp_path: Path) -> None:
     heir.close()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: Path) -> None:
     code = "import sys; from keystone.sinks.spill import Spill; spill = Spill(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -283,6 +286,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acknowledged", [5, 8, 13, 22])
 def test_killed_at_any_moment_of_joining_nothing_acknowledged_is_lost(tmp_path: Path, acknowledged: int) -> None:
     with subprocess.Popen([sys.executable, "-c", JOINING, str(tmp_path / "a")], stdout=subprocess.PIPE) as process:

@@ -197,6 +197,7 @@ def test_of_many_a_few_are_told_whole_and_stand_for_the_others(clock: Clock, ses
     assert 0.5 < stage.tap.scenes / produced < 1.7, "what is told stands for the rest"
 
 
+@pytest.mark.slow
 def test_after_a_flood_everything_is_told_again(clock: Clock) -> None:
     stage = Stage()
     stream(stage, clock, 2, 3_000)
