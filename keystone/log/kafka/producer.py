@@ -25,15 +25,14 @@ from keystone.errors import KeystoneError, LogClosed, LogFull, LogUnreachable, R
 from keystone.log.kafka import explain
 from keystone.log.kafka.batches import RECORD_OVERHEAD_BYTES, Headers
 from keystone.log.kafka.client import RETRY_MS, KafkaClient, log
+from keystone.log.kafka.due import NEVER, due, due_s, expired
 from keystone.log.kafka.lanes import ACKNOWLEDGED, FAILED, SEQUENCE_MASK, UNKNOWN, Batch, Lane, OnOutcome, OnOutcomes, Outcome, Verdict, verdict
 
-REQUEST_BYTES_MAX: Final = 8 << 20  # unpacked, of all batches in one request
 VERSION_MIN: Final = 7  # zstd
 VERSION_MAX: Final = 12  # from 13 on topics are named by id
 RETRY_MAX_MS: Final = 1_000
 ROOM_WAIT_BEYOND_S: Final = 10.0  # kafka.delivery_timeout_ms, when everything under way has its outcome: then a send has waited in vain
 BATCH_RECORDS_MAX: Final = 65_536
-NEVER: Final = float("inf")
 
 
 class Encoded(Protocol):
@@ -136,9 +135,9 @@ class Producer:
 
     def _is_due_sooner(self, lane: Lane) -> bool:
         """Whether a lane is due before the thread of input and output looks; it is told of that then, once."""
-        due_s = self._due_s(lane)
-        is_sooner = due_s < self._looks_s
-        self._looks_s = min(due_s, self._looks_s)
+        at_s = due_s(lane, self._config.linger_ms)
+        is_sooner = at_s < self._looks_s
+        self._looks_s = min(at_s, self._looks_s)
         return is_sooner
 
     def wake(self) -> None:
@@ -223,57 +222,24 @@ class Producer:
             await self._woken(None if again_s == NEVER else max(0.0005, again_s - time.monotonic()))
 
     def _send_what_can_be(self) -> float:
-        """Start a request to every idle broker that something is due for; when to look again, if not woken before.
-
-        What lingers for the same broker goes along: a request costs by itself, a batch more in it next to nothing.
-        """
+        """Start a request to every idle broker that something is due for; when to look again, if not woken before."""
         now_s = time.monotonic()
         with self._lock:
-            expired = self._expired(now_s)
-            by_leader, again_s = self._due(now_s)
-            self._looks_s = again_s
-        for batch in expired:
+            lanes, config = self._lanes.values(), self._config
+            late = expired(lanes, now_s, timeout_ms=config.delivery_timeout_ms)
+            found = due(lanes, now_s, linger_ms=config.linger_ms, leader_of=self._leader, busy=self._busy)
+            self._looks_s = found.again_s
+        if found.lacks_leaders:
+            self._client.control.cluster.request_update()
+        for batch in late:
             self._give_up(batch, LogUnreachable(f"topic {batch.lane.topic!r}: no answer within kafka.delivery_timeout_ms"))
-        for leader, batches in by_leader.items():
+        for leader, batches in found.by_leader.items():
             self._busy.add(leader)
             self._client.start(self._request, leader, batches)
-        return again_s
+        return found.again_s
 
-    def _expired(self, now_s: float) -> list[Batch]:
-        """Batches that have waited for too long, out of their queues. With the lock held."""
-        limit_s = self._config.delivery_timeout_ms / 1_000
-        expired = []
-        for lane in self._lanes.values():
-            while lane.waiting and lane.in_flight is None and now_s - lane.waiting[0].opened_s > limit_s:
-                expired.append(lane.waiting.popleft())
-        return expired
-
-    def _due(self, now_s: float) -> tuple[dict[int, list[Batch]], float]:
-        """What goes now, by idle broker, and when there may be more. With the lock held."""
-        by_leader: dict[int, list[Batch]] = {}
-        again_s = NEVER
-        lingering: list[tuple[float, Lane]] = []
-        for lane in sorted((lane for lane in self._lanes.values() if lane.waiting and lane.in_flight is None), key=_oldest_s):
-            if (due_s := self._due_s(lane)) > now_s:
-                lingering.append((due_s, lane))
-            elif (leader := self._client.leader(lane.topic, lane.partition)) is None:
-                lane.not_before_s = now_s + RETRY_MS / 1_000
-                again_s = min(again_s, lane.not_before_s)
-                self._client.control.cluster.request_update()
-            elif leader not in self._busy:
-                _take_along(by_leader, leader, lane)
-        for due_s, lane in lingering:
-            leader = self._client.leader(lane.topic, lane.partition) if lane.not_before_s <= now_s else None
-            if leader not in by_leader or not _take_along(by_leader, leader, lane):
-                again_s = min(again_s, due_s)
-        return by_leader, again_s
-
-    def _due_s(self, lane: Lane) -> float:
-        """When a lane's first batch goes: at once if it is urgent, full, or repeated; else when it has lingered."""
-        batch = lane.waiting[0]
-        is_full = len(lane.waiting) > 1 or len(batch) >= lane.batch_bytes_max // 2
-        lingers_s = 0.0 if batch.is_urgent or is_full or batch.attempts else batch.opened_s + self._config.linger_ms / 1_000
-        return max(lane.not_before_s, lingers_s)
+    def _leader(self, lane: Lane) -> int | None:
+        return self._client.leader(lane.topic, lane.partition)
 
     async def _request(self, leader: int, batches: list[Batch]) -> None:
         left = {(batch.lane.topic, batch.lane.partition): batch for batch in batches}  # without an answer
@@ -452,17 +418,3 @@ class Producer:
 
 def _tell_many(tell: OnOutcomes, records: int, outcome: Outcome) -> None:
     tell(outcome, records)
-
-
-def _oldest_s(lane: Lane) -> float:
-    return lane.waiting[0].opened_s
-
-
-def _take_along(by_leader: dict[int, list[Batch]], leader: int, lane: Lane) -> bool:
-    """The lane's first batch into the request to its leader, where that takes one more."""
-    batches = by_leader.get(leader, [])
-    if batches and sum(map(len, batches)) + len(lane.waiting[0]) > REQUEST_BYTES_MAX:
-        return False
-    lane.in_flight = lane.waiting.popleft()
-    by_leader[leader] = [*batches, lane.in_flight]
-    return True
