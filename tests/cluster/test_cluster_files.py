@@ -37,6 +37,7 @@ def with_change(path: Path, change: Change, folder: Path) -> Path:
     return changed
 
 
+@pytest.mark.slow
 def test_only_the_image_is_left_to_enter(tmp_path):
     found = problems(AWS, ROOT)
     assert len(found) == 3  # of each of three types

@@ -89,6 +89,7 @@ def test_all_columns_of_our_own_files(tables, lake, reader, is_compacted):
     assert days == {(r["partition"], r["offset"], r["line"]): dt.date(1970, 1, 1) + dt.timedelta(days=r["ts"] // DAY_MS) for r in rows}
 
 
+@pytest.mark.slow
 @READERS
 def test_a_day_is_the_folders_not_the_clocks(tables, lake, reader):
     """A device a year ahead: its rows are in the day they were appended."""
@@ -115,6 +116,7 @@ def test_files_are_passed_over_by_time_and_offset(tables, lake):
     assert table.scan("phase is null").to_arrow().num_rows == len(places(tables))
 
 
+@pytest.mark.slow
 @READERS
 def test_sessions_and_alerts(tables, lake, reader):
     owner = Owner(lake)

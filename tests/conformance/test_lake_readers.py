@@ -66,6 +66,7 @@ def test_a_few_rows(tmp_path, reader, count):
     assert reader(tmp_path).equals(expected(rows))
 
 
+@pytest.mark.slow
 @READERS
 def test_pages_of_one_value_and_of_none(tmp_path, reader):
     """Runs instead of packed bits, empty pages between full ones, compressed pages beside uncompressed ones."""

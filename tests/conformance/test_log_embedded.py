@@ -411,6 +411,7 @@ def test_a_reader_at_the_end_of_a_dropped_segment_was_not_overtaken(log: Embedde
     assert reader.poll(bytes_max=1, wait_ms=0).offsets.tolist() == [first_of_next]
 
 
+@pytest.mark.slow
 def test_many_records_of_one_poll_are_limited(tmp_path: Path) -> None:
     log = EmbeddedLog.create(tmp_path / "log", **{**SIZES, "segment_bytes": 8 << 20, "retention_bytes": 16 << 20})
     writer, reader = log.writer(0), log.reader(0)

@@ -146,6 +146,7 @@ except StoreUnavailable as error:
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_the_system_cuts_off_leaves_nothing(tmp_path: Path) -> None:
     """A real one, in the middle of a part; a full disk does the same."""
     store = DirectoryStore(tmp_path)

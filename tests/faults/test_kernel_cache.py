@@ -54,6 +54,7 @@ def test_the_second_process_loads(places):
     assert not places[1].exists()
 
 
+@pytest.mark.slow
 def test_each_signature_has_its_own_entry(places):
     store = KernelStore(places)
     kernel = cached(total, store)
@@ -95,6 +96,7 @@ def test_an_entry_under_another_name_is_refused(places):
     assert store.read("b.kernel") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [b"", b"half", None], ids=["empty", "short", "flipped"])
 def test_a_damaged_entry_is_compiled_again(places, broken, caplog):
     run_total(KernelStore(places))
@@ -109,6 +111,7 @@ def test_a_damaged_entry_is_compiled_again(places, broken, caplog):
     assert (run_total(after), after.compiled, after.loaded) == (10, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_whole_entry_that_cannot_be_rebuilt_is_compiled_again(places, caplog):
     run_total(KernelStore(places))
     (path,) = entries(places[0])
@@ -135,6 +138,7 @@ def test_where_the_home_cannot_be_written_the_temporary_directory_serves(places,
     assert len(entries(places[1])) == 1
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_each_process_compiles(places, caplog):
     for place in places:
         place.parent.write_text("a file")
@@ -230,6 +234,7 @@ def test_a_failed_compilation_gives_the_lock_back(places):
     assert run_total(KernelStore(places)) == 10
 
 
+@pytest.mark.slow
 def test_a_lock_held_for_too_long_is_not_waited_for(places, monkeypatch, caplog):
     monkeypatch.setattr(cache, "LOCK_WAIT_S_MAX", 0.1)
     holder, other = KernelStore(places), KernelStore(places)

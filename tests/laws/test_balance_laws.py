@@ -175,6 +175,7 @@ def test_who_is_new_gets_a_share_and_the_others_exchange_nothing(weights: list[i
 EVENTS = st.lists(st.tuples(st.sampled_from(["join", "lose", "arrive", "gain", "want", "look"]), st.integers(0, 4)), max_size=40)
 
 
+@pytest.mark.slow
 @given(events=EVENTS, partitions=st.integers(1, 12), wanted=st.integers(1, 4), load=st.one_of(st.none(), st.integers(0, 1_000_000)))
 def test_with_equal_or_unknown_loads_numbers_are_even(events: list[tuple[str, int]], partitions: int, wanted: int, load: int | None) -> None:
     scene = Scene(partitions, wanted)

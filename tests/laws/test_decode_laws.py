@@ -32,6 +32,7 @@ def test_corpus_is_large_enough() -> None:
     assert len(set(corpus.ALL)) >= 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", range(3))
 def test_corpus(order: int) -> None:
     """The whole corpus in one text, three times over: learned spelling from one line meets every other line."""

@@ -119,6 +119,7 @@ def compiled_unknown(sql: str) -> Route:
     return _MADE.setdefault(f"u{sql}", _MADE.get(f"u{sql}") or compiled(where=f"({sql}) IS NULL"))
 
 
+@pytest.mark.slow
 @given(rows=ROWS, hostile=TEXTS, at=st.integers(0, 12))
 def test_a_hostile_row_changes_nothing_but_itself(rows: list[dict[str, Any]], hostile: str | None, at: int) -> None:
     at = min(at, len(rows))

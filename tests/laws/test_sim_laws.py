@@ -221,6 +221,7 @@ def test_ten_million_devices_fit():
     assert total == sum(PartitionFleet(plan, p).quota for p in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TRACES.exists(), reason="the measured traces are not part of the project")
 def test_figures_follow_from_the_traces(tmp_path, capsys):
     import runpy

@@ -69,6 +69,7 @@ def test_what_is_rare_happens_too() -> None:
     pytest.fail(f"in {RARE_WITHIN} schedules there was none of {[fault for fault in RARE if not happened[fault]]}")
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_schedule_each_time() -> None:
     told: list[list[str]] = [[], []]
     for lines in told:

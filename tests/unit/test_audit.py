@@ -132,6 +132,7 @@ def test_the_lake_differs(scene: Scene, capsys: pytest.CaptureFixture[str], chan
     assert difference[-1] in out
 
 
+@pytest.mark.slow
 def test_a_row_outside_of_what_is_committed(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     scene.append()
     scene.commit(0, change=lambda rows: [*rows, rows[0] | {"offset": 99}])
@@ -140,6 +141,7 @@ def test_a_row_outside_of_what_is_committed(scene: Scene, capsys: pytest.Capture
     assert (status, told_of(found)[0][2:]) == (1, ("lake", 0, 1, 0, 1, 0, "offset 99, line 0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -158,6 +160,7 @@ def test_the_letters_differ(scene: Scene, capsys: pytest.CaptureFixture[str], ch
     assert scene.audit(capsys, "--dead-letters", "none")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_letter_too_many_has_no_minute(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     whole(scene)
     write(scene.letters, [letter(2, b"x", "invalid_json")], epoch=7)
@@ -165,6 +168,7 @@ def test_a_letter_too_many_has_no_minute(scene: Scene, capsys: pytest.CaptureFix
     assert (status, told_of(found)) == (1, [("", 0, "dead letters", 0, 1, 0, 1, 0, "offset 2, line 0")])
 
 
+@pytest.mark.slow
 def test_letters_that_were_not_kept_on_purpose_are_told_and_no_difference(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     whole(scene)
     path = next(scene.letters.glob("*p00000-*.ndjson"))
@@ -234,6 +238,7 @@ def test_letters_of_several_runs_without_a_state_are_one_line(scene: Scene, caps
     assert not (scene.folder / "none").exists()
 
 
+@pytest.mark.slow
 def test_the_log_has_forgotten_its_beginning(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     scene.append(40, blank=4_000)  # three segments of 64 KiB
     scene.commit(0)
@@ -248,6 +253,7 @@ def test_the_log_has_forgotten_its_beginning(scene: Scene, capsys: pytest.Captur
     assert any("the log has forgotten offsets 0 to" in note and "audited from what is left" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_another_log_than_the_lakes(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     whole(scene)
     with closing(EmbeddedLog.create(scene.folder / "other", partitions=2, segment_bytes=1 << 16, retention_bytes=1 << 18)):
@@ -287,6 +293,7 @@ def test_mistakes_are_one_line(scene: Scene, words: tuple[str, ...], line: str, 
     assert line in err
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_is_told(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     scene.append()
     segment = scene.commit(0)

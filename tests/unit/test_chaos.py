@@ -150,6 +150,7 @@ def test_a_process_of_ours_is_killed_and_another_is_left_alone() -> None:
         child.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everything", [False, True])
 def test_what_was_frozen_is_thawed(everything: bool) -> None:
     child = sleeper()

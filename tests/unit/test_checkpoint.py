@@ -306,6 +306,7 @@ def test_who_loses_the_partition_while_writing_is_told(store: Store, monkeypatch
     assert same(checkpoints.latest(3), made(1, 1))
 
 
+@pytest.mark.slow
 def test_old_epochs_are_removed_and_never_won_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(store)
     for epoch in range(1, EPOCHS_KEPT + 10):

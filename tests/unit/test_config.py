@@ -64,6 +64,7 @@ def test_lists_in_variables_and_flags_are_json(file):
     assert load(file(""), env, {"detection.ladder_kbps": "[7]"}).detection.ladder_kbps == (7,)
 
 
+@pytest.mark.slow
 def test_every_setting_can_be_given_in_the_file_by_variable_and_by_flag(file):
     defaults = Config().model_dump()
     names = [name for name in setting_names() if name != "routes"]  # a list of tables, not a table

@@ -84,6 +84,7 @@ def test_a_module_has_a_layer_and_imports_from_below(path):
         assert LAYER_OF[other] <= LAYER_OF[part], f"{dotted(path)}, line {line}: imports {name}, which lies above it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in modules() if part_of(path) == "kernels"], ids=dotted)
 def test_kernels_import_of_ours_only_what_their_cache_is_keyed_on(path):
     for line, name in ours(path):
@@ -107,6 +108,7 @@ def test_only_the_kafka_log_knows_kafka_python():
     assert {user for user in users if not user.startswith("keystone.log.kafka")} == set()
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_in_a_circle():
     graph = {dotted(path): {name for _, name in ours(path)} - {dotted(path)} for path in modules()}
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle

@@ -105,6 +105,7 @@ def test_a_damaged_batch_is_told_with_its_offsets_and_its_neighbours_are_read() 
         assert found[1][:2] == (10, 19)
 
 
+@pytest.mark.slow
 def test_nothing_in_the_bytes_makes_reading_fail_otherwise() -> None:
     """Thousands of damaged batches whose checksum fits: what the kernel and the codecs see is not what was sealed."""
     rng = random.Random(4)

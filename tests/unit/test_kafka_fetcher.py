@@ -249,6 +249,7 @@ def test_no_more_is_waited_for_than_an_answer_may_hold(start: Start) -> None:
         assert request.min_bytes <= min(request.max_bytes, sum(p.partition_max_bytes for p in request.topics[0].partitions)) // 2
 
 
+@pytest.mark.slow
 def test_a_chunk_that_is_taken_wakes_the_fetcher_only_where_room_was_lacking(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     brokers, fetcher = start(fetch_buffer_bytes_max=30_000, fetch_bytes_max=10_000)
     place = Place(0, 0, OLD)
@@ -334,6 +335,7 @@ def test_a_batch_larger_than_a_fetch_is_fetched_by_larger_ones(start: Start) -> 
     soon(lambda: brokers.asked[-1].topics[0].partitions[0].partition_max_bytes == 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1 << 20, 2**31 - 1])
 def test_a_batch_without_an_end_is_told(start: Start, length: int) -> None:
     brokers, fetcher = start(fetch_bytes_max=1_000)

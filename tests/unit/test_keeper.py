@@ -85,6 +85,7 @@ def test_an_owner_that_carries_too_much_gives_away_and_a_line_says_so(tmp_path: 
     assert len(scene.keeper.notes) == 1
 
 
+@pytest.mark.slow
 def test_even_loads_and_those_that_nobody_tells_move_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for loads in (dict.fromkeys(range(8), 70_000), {}):
         scene = Scene(tmp_path, monkeypatch, loads)

@@ -56,6 +56,7 @@ def test_schema_and_kernel_agree_on_places():
     assert kernel.COLUMNS == len(COLUMNS) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 130, 257, 3000])
 def test_every_column_comes_back(tmp_path, count):
     rows = random_rows(count, seed=count)
@@ -100,6 +101,7 @@ def test_integers_of_any_size(tmp_path_factory, values):
     assert [r["position_ms"] for r in read(directory)] == values
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(50))
 @given(values=st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=40)), min_size=1, max_size=60), junk=st.booleans())
 def test_strings_of_any_content(tmp_path_factory, values, junk):
@@ -133,6 +135,7 @@ def test_a_dictionary_that_grows_within_a_row_group(tmp_path):
     assert read(tmp_path) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1, 255, 256, 257, 5000])
 def test_a_column_of_few_integers_that_become_many(tmp_path, spread):
     rows = [row(offset=i, bitrate_kbps=None if i % 11 == 0 else (i % 3) - 1 if i < 5000 else (i * i) % spread - 2**53) for i in range(10_000)]
@@ -159,6 +162,7 @@ def test_runs_of_nulls_and_values(tmp_path_factory, gaps, first):
     assert read(directory) == rows
 
 
+@pytest.mark.slow
 def test_dictionaries_may_be_replaced(tmp_path):
     writer = LakeWriter(tmp_path, LakeConfig())
     rows = [row(offset=i, cdn=f"cdn-{i % 7}", title_id=f"t-{i % 900}") for i in range(9000)]
@@ -289,6 +293,7 @@ def test_statistics_codec_and_descriptions(tmp_path):
             assert (statistics.min, statistics.max) == (min(values), max(values))
 
 
+@pytest.mark.slow
 def test_counters(tmp_path):
     dictionaries, rows = ToyDictionaries(), random_rows(3000)
     writer = LakeWriter(tmp_path, LakeConfig())
@@ -312,6 +317,7 @@ def test_flush_puts_everything_in_place_and_goes_on(tmp_path):
     assert writer.close() == 90
 
 
+@pytest.mark.slow
 def test_a_full_queue_makes_the_caller_wait(tmp_path):
     dictionaries = ToyDictionaries()
     batch = batch_of(random_rows(2500), dictionaries)

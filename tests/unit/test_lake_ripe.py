@@ -115,6 +115,7 @@ def test_of_nothing_nothing_is_joined(tables) -> None:
     assert compact_ripe(tables, 60.0).groups == 0
 
 
+@pytest.mark.slow
 def test_it_ends_when_its_time_is_over(tables, lake) -> None:
     owners = [Owner(lake, p) for p in range(2)]
     tables.commit([owner.segment() for _ in range(6) for owner in owners], 1)

@@ -41,6 +41,7 @@ def test_segments_are_in_each_table_once(tables, lake):
     assert tables.commit([], 1).chain == again.chain == tables.committed()
 
 
+@pytest.mark.slow
 def test_nothing_new_makes_no_snapshot(tables, lake):
     segment = Owner(lake).segment()
     tables.commit([segment], 1)
@@ -63,6 +64,7 @@ def in_the_midst(monkeypatch, table, act):
     monkeypatch.setattr(table.catalog, "commit_table", late)
 
 
+@pytest.mark.slow
 def test_pyiceberg_lets_whoever_was_replaced_commit_a_second_time(tables, lake, monkeypatch):
     segment = Owner(lake).segment()
     path = [f"file://{lake}/{f.path}" for f in segment.files if f.table == "sessions"]
@@ -120,6 +122,7 @@ def test_pyiceberg_deletes_what_a_commit_that_landed_refers_to(tables, lake, mon
         opened(lake).load("sessions").scan().to_arrow()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [CommitFailedException("it was not"), ConnectionError("no answer"), OSError("disk")])
 def test_an_answer_that_is_lost_is_looked_up(tables, lake, monkeypatch, error):
     owner = Owner(lake)
@@ -193,6 +196,7 @@ def test_what_a_catalog_names_is_on_the_disk_before(tables, lake, monkeypatch):
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_file_that_is_not_what_was_written_holds_back_its_partition_alone(tables, lake):
     bad, short, good = (Owner(lake, p).segment() for p in range(3))
     (lake / bad.files[0].path).unlink()
@@ -218,6 +222,7 @@ def test_storage_that_does_not_answer_is_no_damage(tables, lake, monkeypatch):
     assert "cannot be read" in tables.commit([segment], 1).refused[0]
 
 
+@pytest.mark.slow
 def test_the_first_reason_stays(tables, lake, monkeypatch):
     monkeypatch.setattr(module, "FILES_MAX", 3)
     bad = Owner(lake)
@@ -259,6 +264,7 @@ def test_the_chain_outlives_expiry_and_snapshots_of_others(tables, lake):
     assert tables.committed() == done.chain
 
 
+@pytest.mark.slow
 def test_a_lake_whose_chain_is_gone_is_not_begun_anew(tables, lake):
     segment = Owner(lake).segment()
     tables.commit([segment], 1)

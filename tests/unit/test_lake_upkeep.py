@@ -94,6 +94,7 @@ def test_what_no_snapshot_needs_goes_after_a_safe_age_and_nothing_else(tables, l
     assert [v.faults for v in verify(tables)] == [[], []]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_needed_again_waits_anew(tables, lake):
     owner = Owner(lake)
     segment = owner.segment()
@@ -223,6 +224,7 @@ def test_two_compactions_at_once_replace_once(tables, lake, monkeypatch):
     assert [count(tables, name) for name in ORDER] == [rows_of(segments, name) for name in ORDER]
 
 
+@pytest.mark.slow
 def test_a_compaction_whose_answer_is_lost_is_looked_up(tables, lake, monkeypatch):
     _, segments = many(lake, partitions=1, sessions=0, alerts=0)
     tables.commit(segments, 1)

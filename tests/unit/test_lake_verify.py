@@ -100,6 +100,7 @@ def test_a_chain_that_says_more_than_there_is(tables, lake):
     assert any("partition 5: one snapshot ends at None" in fault for fault in faults(tables, None))
 
 
+@pytest.mark.slow
 def test_snapshots_that_do_not_meet(tables, lake):
     committed(tables, lake, partitions=(0,), count=2)
     table = tables.load("events")
@@ -136,6 +137,7 @@ def with_log(tables, lake, folder, *, records=9, dead=None):
     return f"embedded:{folder}", segments
 
 
+@pytest.mark.slow
 def test_the_lake_is_what_the_log_gives(tables, lake, tmp_path, capsys):
     url, _ = with_log(tables, lake, tmp_path / "log")
     status, out, _ = told(capsys, "lake", "verify", "--lake", str(lake), "--log", url)
@@ -150,6 +152,7 @@ def test_what_the_log_does_not_accept_is_told(tables, lake, tmp_path, capsys):
     assert "1 events are in the lake and not among the log's, the first at offset 4, line 1" in out
 
 
+@pytest.mark.slow
 def test_what_the_lake_lacks_is_told(tables, lake, tmp_path, capsys):
     url, segments = with_log(tables, lake, tmp_path / "log", records=11)
     owner = Owner(lake, sequence=3, offset=9)
@@ -205,6 +208,7 @@ def test_mistakes_are_one_line(words, line, lake, tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_alert_that_was_raised_twice(tables, lake):
     owner = Owner(lake)
     first = owner.segment()

@@ -113,6 +113,7 @@ def test_any_cut_of_any_stream_gives_the_same_lines(pieces, capacity, ends, rand
             assert got == line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\nafter", b"\nafter\n\n"])
 @pytest.mark.parametrize("fill", [b"x", b" \t\r "])
 def test_a_line_of_any_length_costs_one_block_of_memory(tmp_path, ending, fill):
@@ -190,6 +191,7 @@ def test_cut_off_packed_data_is_named(tmp_path, pack):
     assert "cut: the packed data is cut off" in message([tmp_path / "cut"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [gzip.compress, lambda d: zstandard.ZstdCompressor(write_checksum=True).compress(d)])
 def test_damaged_packed_data_is_named(tmp_path, pack):
     whole = pack(LINES)

@@ -332,6 +332,7 @@ def test_closing_tells_the_repeats_so_far(written):
 
 
 # --- a slow output --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_stuck_reader_costs_records_not_time_and_the_loss_is_told(stuck):
     reading, stream = stuck
     handle = logs.configure(LogsConfig(queue_records_max=50, repeats_max=10_000), stream=stream)
@@ -359,6 +360,7 @@ def test_a_stuck_reader_costs_records_not_time_and_the_loss_is_told(stuck):
     until(lambda: drain()[-1]["msg"] == "afterwards")
 
 
+@pytest.mark.slow
 def test_closing_gives_up_on_a_stuck_reader(stuck):
     handle = logs.configure(LogsConfig(repeats_max=1_000), stream=stuck[1])
     for i in range(1_000):
@@ -390,6 +392,7 @@ for i in range(3000):
     assert [json.loads(line)["i"] for line in (tmp_path / "log").read_bytes().splitlines()] == list(range(3_000))
 
 
+@pytest.mark.slow
 def test_a_forked_child_logs_for_itself_and_repeats_nothing_of_its_parent(tmp_path):
     text = f"""
 handle = logs.configure(LogsConfig(), path=Path({str(tmp_path / "log")!r}))

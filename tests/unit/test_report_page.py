@@ -107,6 +107,7 @@ def test_the_promise_stands_in_the_charts_it_is_about(run):
         assert {"ms": 3_000.0, "words": "3 s promise"} in rows_of(chart.to_dict())
 
 
+@pytest.mark.slow
 def test_a_healthy_run_leaves_room_for_the_promise_and_a_slow_one_for_itself(run, other):
     for one in (run, other):
         low, high = charts.LogRange.of(charts.figures.over_time(one), "p50", "max").scale.to_dict()["domain"]

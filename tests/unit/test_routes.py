@@ -337,6 +337,7 @@ def test_two_routes_of_a_source_never_meet_where_a_row_may_come_once():
     assert len(compiled({"name": "a", "from": "alerts", "sink": "console"}, {"name": "b", "from": "alerts", "sink": "console"}).to("console")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

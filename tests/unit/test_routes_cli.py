@@ -95,6 +95,7 @@ def test_check_says_what_is_active_with_these_options(tell: Tell, tmp_path: Path
     assert tell("check", "--set", "run.lake=x")[1][-1] == "inactive  dashboards-cohorts: cohorts -> elastic: add --elastic URL, or leave the route out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -189,6 +190,7 @@ def assert_same(found: pl.DataFrame, known: pl.DataFrame) -> None:
     assert found.sort(found.columns).equals(known.sort(found.columns), null_equal=True)
 
 
+@pytest.mark.slow
 def test_where_and_select_are_those_of_the_route(dirty: Path) -> None:
     toml = VIP.format(folder=dirty.parent)
     everything = sampled(dirty, "dashboards-alerts", toml=toml)

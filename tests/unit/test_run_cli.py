@@ -165,6 +165,7 @@ def test_a_run_begins_at_a_time(tmp_path: Path) -> None:
         assert resolve(Options(log=f"embedded:{tmp_path / 'log'}", begin=text), Config()).start_offsets[1] == offset, text
 
 
+@pytest.mark.slow
 def test_a_lake_that_has_events_from_the_beginning_on_is_refused(tmp_path: Path) -> None:
     with closing(LakeWriter(tmp_path / "lake", Config().lake, partitions=[1])) as lake:
         pipeline = PartitionPipeline(1, Decoder(), Config(), on_batch=lake.append)

@@ -78,6 +78,7 @@ def test_names_of_any_length(size: int) -> None:
     assert run.outcome() == reference_outcome(events, end=NOW + 100_000)
 
 
+@pytest.mark.slow
 def test_users_that_change_leave_no_waste() -> None:
     run = Run()
     before = 0
@@ -88,6 +89,7 @@ def test_users_that_change_leave_no_waste() -> None:
     assert run.table.state_bytes <= before + 4096
 
 
+@pytest.mark.slow
 def test_an_arena_full_of_holes_is_compacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keystone.session_state.WASTE_MIN", 64)
     run, expected = Run(), []
@@ -192,6 +194,7 @@ def test_a_snapshot_is_a_copy_and_follows_active_sessions_once_packed() -> None:
     assert all(np.array_equal(array, kept[name]) for name, array in (raw | arrays).items())
 
 
+@pytest.mark.slow
 def test_what_a_table_freed_is_used_again_after_a_restore() -> None:
     """A raw snapshot takes free rows, side rows and blobs along: sessions that open later must not lie over one another."""
     run, straight = Run(), Run()

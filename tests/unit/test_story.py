@@ -210,6 +210,7 @@ def test_after_a_flood_everything_is_told_again(clock: Clock) -> None:
     assert [scene["device"] for scene in stage.tap.drain()] == ["third"] * 4
 
 
+@pytest.mark.slow
 def test_a_burst_out_of_nothing_is_bounded_too(clock: Clock) -> None:
     """A log that is read from its beginning comes at whatever rate the machine can."""
     stage = Stage()
