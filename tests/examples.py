@@ -7,7 +7,7 @@ from typing import Final
 from hypothesis import settings
 
 FAST: Final = "fast"  # the name of the profile
-FAST_MAX: Final = 15  # most mistakes show within them; the others are for the whole suite
+FAST_MAX: Final = 15  # finds what breaks at once; the rest is for the whole suite
 
 
 def examples(most: int) -> int:
