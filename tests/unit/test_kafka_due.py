@@ -76,6 +76,13 @@ def test_a_busy_broker_gets_nothing_and_is_not_waited_for() -> None:
     assert len(lane.waiting) == 1
 
 
+def test_what_a_request_has_no_room_for_waits_for_the_next() -> None:
+    lanes = [lane_of(number, NOW_S - 1 - number, size=BATCH_BYTES_MAX) for number in range(12)]
+    (batches,) = ask(lanes).by_leader.values()
+    assert [batch.lane.partition for batch in batches] == list(range(11, 3, -1))  # eight of a megabyte, the oldest
+    assert sum(map(len, batches)) <= REQUEST_BYTES_MAX
+
+
 @given(st.lists(st.tuples(st.floats(NOW_S - 10, NOW_S), st.integers(1, BATCH_BYTES_MAX), st.booleans()), max_size=30), st.integers(1, 3))
 def test_requests_are_bounded_and_have_one_batch_of_a_lane_the_oldest_due_first(waiting: list[tuple[float, int, bool]], leaders: int) -> None:
     lanes = [lane_of(number, at_s, at_s, size=size, is_urgent=urgent) for number, (at_s, size, urgent) in enumerate(waiting)]
