@@ -18,7 +18,7 @@ EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
 @click.command("bench", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--eps", type=float, default=1_000_000.0, help="Events a second to send. With --search: where to begin.")
 @click.option("--seconds", type=int, default=None, help="Length of the schedule.  [default: 30]")
-@click.option("--devices", type=int, default=None, help="Devices playing at once.  [default: 5 x eps, at most 10 million and what fits]")
+@click.option("--devices", type=int, default=None, help="Devices playing at once.  [default: 5 x the rate that is run, at most 10 million and what fits]")
 @click.option("--seed", type=int, default=1, help="Fixes every byte and intended time of the run.")
 @click.option("--partitions", type=int, default=None, help="Partitions of the log.  [default: 4 or more]")
 @click.option("--fleet-actors", type=int, default=None, help="Processes that simulate devices.  [default: by cores and eps]")
